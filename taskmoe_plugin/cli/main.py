@@ -1,0 +1,22 @@
+"""The ``taskmoe`` command."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def build_parser() -> ArgumentParser:
+    """The command line of ``taskmoe``; every subcommand sets ``run``, a function of the parsed arguments."""
+    parser = ArgumentParser(prog="taskmoe", description="Task-level mixture of experts for fairseq.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    user_dir = commands.add_parser("user-dir", help="print the directory to give to fairseq's --user-dir")
+    user_dir.set_defaults(run=lambda args: print(Path(__file__).parents[1]))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``taskmoe`` with the given arguments, by default those of the process."""
+    args = build_parser().parse_args(argv)
+    args.run(args)

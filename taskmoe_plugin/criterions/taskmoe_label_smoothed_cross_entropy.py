@@ -1,0 +1,124 @@
+"""Label-smoothed cross-entropy with the losses of the gates."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+    label_smoothed_nll_loss,
+)
+from fairseq.logging import metrics
+from torch import Tensor
+
+from taskmoe_plugin.moe import MoERecord, balance_loss, experts_in_use, gate_entropy, z_loss
+
+STACKS = ("encoder", "decoder")
+LOGGED = ("balance_loss", "z_loss", "gate_entropy", "experts_in_use", "dropped")
+
+
+@dataclass
+class TaskMoELabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    moe_gate_loss_wt: float = field(default=0.01, metadata={"help": "weight of the balance loss of the gates"})
+    moe_z_loss_wt: float = field(default=0.0, metadata={"help": "weight of the z-loss of the gates"})
+
+
+@register_criterion(
+    "taskmoe_label_smoothed_cross_entropy", dataclass=TaskMoELabelSmoothedCrossEntropyCriterionConfig
+)
+class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+    """loss = label-smoothed cross-entropy + sample size · Σ over MoE layers of (w · balance loss + z · z-loss).
+
+    fairseq's losses are sums over tokens, hence the factor; after normalisation it is Switch Transformer's
+    loss (section 2.2), one term per layer.
+
+    Logs, besides fairseq's own, for each stack the mean over its layers of: balance loss (1 when balanced), z-loss,
+    entropy of the gates in nats, share of experts in use, share of assignments dropped. In validation it also sums
+    loss and tokens for each direction.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        sentence_avg: bool,
+        label_smoothing: float,
+        ignore_prefix_size: int = 0,
+        report_accuracy: bool = False,
+        moe_gate_loss_wt: float = 0.01,
+        moe_z_loss_wt: float = 0.0,
+    ) -> None:
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        self.gate_loss_wt = moe_gate_loss_wt
+        self.z_loss_wt = moe_z_loss_wt
+
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
+        """Compute the loss of a batch.
+
+        Returns:
+            The loss (scalar), the sample size that it is divided by, and what to log: sums over the batch, with the
+            same keys and shapes for every batch of a kind.
+        """
+        net_output = model(**sample["net_input"])
+        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        row_loss, row_nll_loss = self._row_losses(model, net_output, sample)
+        loss = row_loss.sum()
+        logging_output = {
+            "nll_loss": row_nll_loss.sum().data,
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": sample_size,
+        }
+        for stack in STACKS:
+            records = net_output[1]["moe"][stack]
+            means = layer_means(records, loss.device)
+            penalty = self.gate_loss_wt * means["balance_loss"] + self.z_loss_wt * means["z_loss"]
+            loss = loss + sample_size * len(records) * penalty
+            for name, value in means.items():
+                logging_output[f"{stack}_{name}"] = value.data * sample_size
+        logging_output["loss"] = loss.data
+        if self.report_accuracy:
+            n_correct, total = self.compute_accuracy(model, net_output, sample)
+            logging_output["n_correct"] = n_correct.data
+            logging_output["total"] = total.data
+        if not self.training:
+            self._log_pairs(logging_output, sample, row_loss, row_nll_loss)
+        return loss, sample_size, logging_output
+
+    def _row_losses(self, model: Any, net_output: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
+        losses = label_smoothed_nll_loss(lprobs, target, self.eps, ignore_index=self.padding_idx, reduce=False)
+        rows = sample["target"].size(0)
+        loss, nll_loss = (each.view(rows, -1).sum(dim=1) for each in losses)
+        return loss, nll_loss
+
+    def _log_pairs(self, logging_output: dict[str, Any], sample: dict[str, Any], loss: Tensor, nll_loss: Tensor) -> None:
+        pair = self.task.pair_index(sample)
+        zeros = loss.new_zeros(len(self.task.lang_pairs), dtype=torch.float32)
+        ntokens = sample["target"][:, self.ignore_prefix_size :].ne(self.padding_idx).sum(dim=1)
+        for name, rows in (("loss", loss), ("nll_loss", nll_loss), ("ntokens", ntokens)):
+            logging_output[f"pair_{name}"] = zeros.index_add(0, pair, rows.data.float())
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the sums of several batches or processes."""
+        super().reduce_metrics(logging_outputs)
+        sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
+        for stack in STACKS:
+            for name in LOGGED:
+                total = sum(log.get(f"{stack}_{name}", 0) for log in logging_outputs)
+                metrics.log_scalar(f"{stack}_{name}", total / sample_size, sample_size, round=3)
+
+
+def layer_means(records: list[MoERecord], device: torch.device) -> dict[str, Tensor]:
+    """Losses and statistics, each the mean over the MoE layers of a stack; zeros for a stack without any."""
+    columns = {
+        "balance_loss": [balance_loss(record.gates, record.share) for record in records],
+        "z_loss": [z_loss(record.gates, record.share) for record in records],
+        "gate_entropy": [gate_entropy(record.gates, record.share) for record in records],
+        "experts_in_use": [experts_in_use(record.gates, record.share) for record in records],
+        "dropped": [torch.tensor(record.dropped, device=device) for record in records],
+    }
+    # A stack without experts logs the same keys: fairseq sums the logs of all processes key by key.
+    return {name: torch.stack(each).mean() if each else torch.zeros((), device=device) for name, each in columns.items()}

@@ -1,0 +1,127 @@
+"""The model's flags: what they are called, their defaults, and what is wrong with a combination of them."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.models.task_table import ROUTINGS, TASK_ROUTINGS
+
+STACKS = ("encoder", "decoder")
+
+
+def add_moe_args(parser: ArgumentParser) -> None:
+    """Add the MoE flags; their defaults belong to the architectures (``set_moe_defaults``)."""
+    add = parser.add_argument
+    add("--moe-freq", type=int, metavar="N", help="every N-th layer of both stacks is an MoE layer (default: 2)")
+    for stack in STACKS:
+        add(f"--{stack}-moe-freq", type=int, metavar="N",
+            help=f"every N-th {stack} layer is an MoE layer, 0: none (default: --moe-freq)")  # fmt: skip
+    add("--moe-expert-count", type=int, metavar="E", help="experts in each MoE layer (default: 8)")
+    add("--moe-top-k", type=int, metavar="K", help="experts per token (default: 2)")
+    add("--moe-expert-ffn-dim", type=int, metavar="N", help="hidden width of one expert (default: the stack's ffn dim)")
+    for stack, default in zip(STACKS, ("source", "target")):
+        add(f"--{stack}-moe-routing", choices=ROUTINGS,
+            help=f"what the {stack}'s gates route by (default: {default})")  # fmt: skip
+    add("--moe-task-groups", metavar="FILE", help="for group routing: a file of lines 'pair<TAB>group name'")
+    add("--moe-task-gate", choices=("learned", "static"),
+        help="static: tasks are dealt to experts in turn, with equal weights (default: learned)")  # fmt: skip
+    add("--moe-capacity-factor", type=float, metavar="C",
+        help="for token routing: in training an expert takes at most ceil(C·k·tokens/experts) tokens, "
+        "0: dropless (default: 0)")  # fmt: skip
+    add("--moe-eval-capacity-factor", type=float, metavar="C", help="the same in evaluation (default: 0)")
+    add("--moe-router-jitter", type=float, metavar="EPS",
+        help="in training, multiply the gate's input by noise from [1-EPS, 1+EPS] (default: 0)")  # fmt: skip
+    add("--moe-expert-dropout", type=float, metavar="P", help="dropout inside experts (default: activation dropout)")
+
+
+def set_moe_defaults(args: Namespace) -> None:
+    """Fill in the flags that neither the user nor the architecture has set."""
+    defaults = {
+        "moe_freq": 2,
+        "moe_expert_count": 8,
+        "moe_top_k": 2,
+        "moe_expert_ffn_dim": None,
+        "encoder_moe_routing": "source",
+        "decoder_moe_routing": "target",
+        "moe_task_groups": None,
+        "moe_task_gate": "learned",
+        "moe_capacity_factor": 0.0,
+        "moe_eval_capacity_factor": 0.0,
+        "moe_router_jitter": 0.0,
+        "moe_expert_dropout": None,
+    }
+    for name, value in defaults.items():
+        setattr(args, name, getattr(args, name, value))
+    for stack in STACKS:
+        name = f"{stack}_moe_freq"
+        setattr(args, name, getattr(args, name, args.moe_freq))
+
+
+def remember_languages(args: Namespace, langs: Sequence[str], pairs: Sequence[str]) -> None:
+    """Note in a new model's arguments what its gates need to know of languages, so that the checkpoint carries it.
+
+    The arguments of a model that comes from a checkpoint are left as they are.
+    """
+    if hasattr(args, "taskmoe_langs"):
+        return
+    args.taskmoe_langs = ",".join(langs)
+    args.taskmoe_lang_pairs = ",".join(pairs)
+    grouped = "group" in (args.encoder_moe_routing, args.decoder_moe_routing)
+    args.taskmoe_groups = json.dumps(_read_groups(args.moe_task_groups, pairs) if grouped else {})
+
+
+def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
+    if not path:
+        usage_error("--moe-task-groups: group routing needs this file of lines 'pair<TAB>group name'")
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        usage_error(f"--moe-task-groups {path}: cannot be read ({error}); give a UTF-8 file")
+    groups = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        pair, tab, group = (part.strip() for part in line.partition("\t"))
+        if not (pair and tab and group):
+            usage_error(f"--moe-task-groups {path}: line {number} is not 'pair<TAB>group name': {line!r}")
+        groups[pair] = group
+    missing = [pair for pair in pairs if pair not in groups]
+    if missing:
+        usage_error(f"--moe-task-groups {path}: no group for {', '.join(missing)}; add a line for each")
+    return {pair: groups[pair] for pair in pairs}
+
+
+def check_args(args: Namespace) -> None:
+    """Stop with a usage error if the flags of a model cannot work together."""
+    experts, k = args.moe_expert_count, args.moe_top_k
+    if experts < 1:
+        usage_error(f"--moe-expert-count {experts}: give at least 1 (for a stack without experts, --encoder-moe-freq 0)")
+    if not 1 <= k <= experts:
+        usage_error(f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}")
+    if args.moe_expert_ffn_dim is not None and args.moe_expert_ffn_dim < 1:
+        usage_error(f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1")
+    for stack in STACKS:
+        freq = getattr(args, f"{stack}_moe_freq")
+        if freq < 0:
+            usage_error(f"--{stack}-moe-freq {freq}: give 0 (no MoE layer) or more")
+    routings = {getattr(args, f"{stack}_moe_routing") for stack in STACKS if getattr(args, f"{stack}_moe_freq")}
+    for flag in ("capacity_factor", "eval_capacity_factor"):
+        factor = getattr(args, f"moe_{flag}")
+        name = f"--moe-{flag.replace('_', '-')} {factor:g}"
+        if factor < 0:
+            usage_error(f"{name}: give 0 (dropless) or more")
+        if factor and "token" not in routings:
+            usage_error(f"{name}: only token routing has a capacity; leave it out, the other routings are dropless")
+    if args.moe_task_gate == "static" and not routings & set(TASK_ROUTINGS):
+        usage_error("--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing")
+    if not 0 <= args.moe_router_jitter < 1:
+        usage_error(f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1")
+    for name in ("checkpoint_activations", "offload_activations"):
+        if getattr(args, name, False):
+            usage_error(f"--{name.replace('_', '-')}: not supported with MoE layers; leave it out")
+    if getattr(args, "quant_noise_pq", 0):
+        usage_error("--quant-noise-pq: not supported with MoE layers; leave it out")

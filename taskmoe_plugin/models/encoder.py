@@ -1,0 +1,71 @@
+"""The encoder: fairseq's Transformer encoder with MoE layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq.distributed import fsdp_wrap
+from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
+from torch import Tensor, nn
+
+from taskmoe_plugin.models.layers import TaskMoEEncoderLayer
+from taskmoe_plugin.models.stack import StackConfig, StackState, TaskIndex
+from taskmoe_plugin.moe import RoutedBatch, TokenBatch
+
+
+class TaskMoEEncoder(TransformerEncoderBase):
+    """Transformer encoder of which every ``--encoder-moe-freq``-th layer is an MoE layer.
+
+    Its output carries, besides what fairseq's has, ``src_lang_id`` and ``tgt_lang_id`` for the decoder and, under
+    ``moe``, the records of its MoE layers.
+    """
+
+    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False) -> None:
+        # fairseq builds the layers in its __init__, one call each and without an index.
+        self.moe_config = StackConfig.from_args(cfg, "encoder")
+        self.moe_state = StackState()
+        self._built = 0
+        super().__init__(cfg, dictionary, embed_tokens, return_fc)
+        self.tasks = TaskIndex(self.moe_config.table) if self.moe_config.table else None
+
+    def build_encoder_layer(self, cfg: Any) -> nn.Module:
+        self._built += 1
+        if not self.moe_config.is_moe_layer(self._built - 1):
+            return super().build_encoder_layer(cfg)  # type: ignore[no-any-return]
+        layer = TaskMoEEncoderLayer(cfg, self.moe_config, self.moe_state, self.return_fc)
+        return fsdp_wrap(layer, min_num_params=cfg.min_params_to_wrap)  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Tensor | None = None,
+        src_lang_id: Tensor | None = None,
+        tgt_lang_id: Tensor | None = None,
+    ) -> dict[str, list[Any]]:
+        """Encode a batch.
+
+        Args:
+            src_tokens: (B, T) int64.
+            src_lengths: (B,) int64.
+            return_all_hiddens: also return the output of every layer.
+            token_embeddings: (B, T, C), in place of the embeddings of ``src_tokens``.
+            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
+        """
+        tokens = TokenBatch.from_padding(src_tokens.eq(self.padding_idx))
+        batch = self.tasks.route(tokens, src_lang_id, tgt_lang_id) if self.tasks else RoutedBatch(tokens)
+        with self.moe_state.passing(batch) as records:
+            out = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
+        out["src_lang_id"] = [] if src_lang_id is None else [src_lang_id]
+        out["tgt_lang_id"] = [] if tgt_lang_id is None else [tgt_lang_id]
+        out["moe"] = records
+        return out  # type: ignore[no-any-return]
+
+    def reorder_encoder_out(self, encoder_out: dict[str, list[Any]], new_order: Tensor) -> dict[str, list[Any]]:
+        """Rearrange the rows, those of the language ids too; decoding has no use for the records."""
+        out = super().reorder_encoder_out(encoder_out, new_order)
+        for name in ("src_lang_id", "tgt_lang_id"):
+            out[name] = [ids.index_select(0, new_order) for ids in encoder_out[name]]
+        out["moe"] = []
+        return out  # type: ignore[no-any-return]

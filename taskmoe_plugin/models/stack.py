@@ -1,0 +1,168 @@
+"""What the MoE layers of one stack share: their configuration, and the batch that is passing through."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from fairseq import utils
+from torch import Tensor, nn
+
+from taskmoe_plugin.models.task_table import TASK_ROUTINGS, TaskTable
+from taskmoe_plugin.moe import (
+    Expert,
+    MoELayer,
+    MoERecord,
+    RoutedBatch,
+    Router,
+    SentenceRouter,
+    StaticTaskRouter,
+    TaskRouter,
+    TokenBatch,
+    TokenRouter,
+)
+
+
+def _task_table(args: Namespace, routing: str) -> TaskTable:
+    langs, pairs = args.taskmoe_langs.split(","), args.taskmoe_lang_pairs.split(",")
+    return TaskTable.build(routing, langs, pairs, json.loads(args.taskmoe_groups))
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """The flags of one stack.
+
+    Attributes:
+        routing: one of ``ROUTINGS``.
+        freq: every freq-th layer is an MoE layer; 0: none.
+        experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
+        table: the tasks; None where no layer routes by task.
+    """
+
+    routing: str
+    freq: int
+    experts: int
+    top_k: int
+    width: int
+    ffn_dim: int
+    activation: str
+    expert_dropout: float
+    static: bool
+    jitter: float
+    capacity_factor: float
+    eval_capacity_factor: float
+    table: TaskTable | None
+
+    @classmethod
+    def from_args(cls, args: Namespace, stack: str) -> StackConfig:
+        """The configuration of the ``encoder`` or ``decoder`` stack of a checked model configuration.
+
+        Args:
+            args: a model's arguments after ``remember_languages``, or the ``TransformerConfig`` made from them.
+            stack: ``encoder`` or ``decoder``.
+        """
+        routing, freq = getattr(args, f"{stack}_moe_routing"), getattr(args, f"{stack}_moe_freq")
+        by_task = freq > 0 and routing in TASK_ROUTINGS
+        token = routing == "token"
+        expert_dropout = args.moe_expert_dropout
+        if expert_dropout is None:
+            expert_dropout = args.activation_dropout or getattr(args, "relu_dropout", 0.0) or 0.0
+        return cls(
+            routing=routing,
+            freq=freq,
+            experts=args.moe_expert_count,
+            top_k=args.moe_top_k,
+            width=getattr(args, f"{stack}_embed_dim"),
+            ffn_dim=args.moe_expert_ffn_dim or getattr(args, f"{stack}_ffn_embed_dim"),
+            activation=args.activation_fn,
+            expert_dropout=expert_dropout,
+            static=by_task and args.moe_task_gate == "static",
+            jitter=args.moe_router_jitter,
+            capacity_factor=args.moe_capacity_factor if token else 0.0,
+            eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
+            table=_task_table(args, routing) if by_task else None,
+        )
+
+    def is_moe_layer(self, index: int) -> bool:
+        """Whether layer ``index``, counted from 0, is an MoE layer."""
+        return self.freq > 0 and (index + 1) % self.freq == 0
+
+    def build_layer(self) -> MoELayer:
+        """A freshly initialised MoE layer."""
+        activation = utils.get_activation_fn(self.activation)
+        experts = [Expert(self.width, self.ffn_dim, activation, self.expert_dropout) for _ in range(self.experts)]
+        return MoELayer(self._build_router(), experts, self.capacity_factor, self.eval_capacity_factor)
+
+    def _build_router(self) -> Router:
+        if self.table is not None:
+            tasks = len(self.table.names)
+            if self.static:
+                return StaticTaskRouter(tasks, self.experts, self.top_k)
+            return TaskRouter(tasks, self.width, self.experts, self.top_k, self.jitter)
+        router = SentenceRouter if self.routing == "sentence" else TokenRouter
+        return router(self.width, self.experts, self.top_k, self.jitter)
+
+
+@dataclass
+class StackState:
+    """The batch on its way through a stack, and what its MoE layers recorded.
+
+    fairseq's layer loops hand a layer nothing but activations; the stack and its layers share one of these instead.
+    """
+
+    batch: RoutedBatch | None = None
+    records: list[MoERecord] = field(default_factory=list)
+
+    @contextmanager
+    def passing(self, batch: RoutedBatch) -> Iterator[list[MoERecord]]:
+        """Within the context layers route ``batch``; yields the list of their records."""
+        self.batch, self.records = batch, []
+        try:
+            yield self.records
+        finally:
+            self.batch, self.records = None, []
+
+
+class TaskIndex(nn.Module):
+    """The tasks of a stack as tensors: which task a row has, and how much of the training data each task is.
+
+    ``tokens``, (number of tasks,) int64, are the training tokens of each task. They weigh the balance loss, are set
+    at the start of every epoch and travel with the checkpoint; until then all tasks count alike.
+    """
+
+    lookup: Tensor
+    tokens: Tensor
+
+    def __init__(self, table: TaskTable) -> None:
+        super().__init__()
+        self.table = table
+        self.register_buffer("lookup", table.lookup, persistent=False)
+        self.register_buffer("tokens", torch.ones(len(table.names), dtype=torch.int64))
+
+    def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], int]) -> None:
+        """Count the tokens of each task from those of each (source language id, target language id)."""
+        counts = torch.zeros_like(self.tokens)
+        for (source, target), tokens in pair_tokens.items():
+            counts[self.lookup[source, target]] += tokens
+        self.tokens.copy_(counts)
+
+    def route(self, tokens: TokenBatch, src_lang_id: Tensor | None, tgt_lang_id: Tensor | None) -> RoutedBatch:
+        """The batch as the stack's task routers see it.
+
+        Args:
+            tokens: the tokens of the batch.
+            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row.
+
+        Raises:
+            ValueError: there are no language ids.
+        """
+        if src_lang_id is None or tgt_lang_id is None:
+            raise ValueError("task routing needs the languages of the rows: set --source-lang and --target-lang")
+        task = self.lookup[src_lang_id, tgt_lang_id]
+        one_task = tokens.index is None and task.numel() > 0 and bool((task == task[0]).all())
+        share = self.tokens.float() / self.tokens.sum()
+        return RoutedBatch(tokens, task, int(task[0]) if one_task else None, share)

@@ -1,0 +1,153 @@
+"""``taskmoe_transformer`` and its sizes."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import TransformerConfig, TransformerModel
+from fairseq.models.transformer import base_architecture as dense_architecture
+from torch import Tensor, nn
+
+from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.models.config import STACKS, add_moe_args, check_args, remember_languages, set_moe_defaults
+from taskmoe_plugin.models.decoder import TaskMoEDecoder
+from taskmoe_plugin.models.encoder import TaskMoEEncoder
+
+
+@register_model("taskmoe_transformer")
+class TaskMoETransformerModel(TransformerModel):
+    """Transformer whose every n-th feed-forward network is a mixture of experts (TaskMoE, Kudugunta et al. 2021).
+
+    Each stack routes by its own unit: the source language, target language, pair or group of pairs of a row (given
+    as language ids in ``net_input``), the sentence, or the token.
+    """
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        super().add_args(parser)
+        add_moe_args(parser)
+
+    @classmethod
+    def build_model(cls, args: Namespace, task: Any) -> TaskMoETransformerModel:
+        """Build the model, or stop with a usage error if its flags cannot work."""
+        base_architecture(args)
+        if not hasattr(task, "routed_pairs"):
+            usage_error("--task: taskmoe_transformer needs language ids; use --task taskmoe_translation")
+        check_args(args)
+        remember_languages(args, task.langs, task.routed_pairs)
+        return super().build_model(args, task)  # type: ignore[no-any-return]
+
+    @classmethod
+    def build_encoder(cls, args: Any, src_dict: Any, embed_tokens: nn.Embedding) -> TaskMoEEncoder:
+        return TaskMoEEncoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> TaskMoEDecoder:
+        cfg = TransformerConfig.from_namespace(args)
+        return TaskMoEDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        return_all_hiddens: bool = True,
+        features_only: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+        src_lang_id: Tensor | None = None,
+        tgt_lang_id: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Logits (B, T, V) of a batch, and a dictionary with the records of the MoE layers under ``moe``.
+
+        Args:
+            src_tokens: (B, S) int64.
+            src_lengths: (B,) int64.
+            prev_output_tokens: (B, T) int64, the target shifted right.
+            return_all_hiddens: whether the encoder returns every layer's output.
+            features_only: return features (B, T, C) rather than logits.
+            alignment_layer, alignment_heads: which cross-attention to return.
+            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
+        """
+        encoder_out = self.encoder(
+            src_tokens,
+            src_lengths=src_lengths,
+            return_all_hiddens=return_all_hiddens,
+            src_lang_id=src_lang_id,
+            tgt_lang_id=tgt_lang_id,
+        )
+        return self.decoder(  # type: ignore[no-any-return]
+            prev_output_tokens,
+            encoder_out=encoder_out,
+            features_only=features_only,
+            alignment_layer=alignment_layer,
+            alignment_heads=alignment_heads,
+            src_lengths=src_lengths,
+            return_all_hiddens=return_all_hiddens,
+        )
+
+    def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], tuple[int, int]]) -> None:
+        """Tell the gates how much of the training data each pair is.
+
+        Args:
+            pair_tokens: source and target tokens of each (source language id, target language id).
+        """
+        for side, stack in enumerate((self.encoder, self.decoder)):
+            if stack.tasks is not None:
+                stack.tasks.set_training_tokens({pair: tokens[side] for pair, tokens in pair_tokens.items()})
+
+    def check_languages(self, langs: list[str]) -> None:
+        """Stop with a usage error if ``--langs`` differs from what the model was trained with."""
+        trained = self.args.taskmoe_langs
+        if ",".join(langs) != trained:
+            usage_error(f"--langs {','.join(langs)}: the checkpoint was trained with --langs {trained}; give the same")
+
+    def check_pair(self, source: str, target: str) -> None:
+        """Stop with a usage error if a stack has no task for this pair."""
+        langs = self.args.taskmoe_langs.split(",")
+        ids = langs.index(source) + 1, langs.index(target) + 1
+        for name, stack in zip(STACKS, (self.encoder, self.decoder)):
+            if stack.moe_config.freq and stack.tasks is not None and stack.tasks.lookup[ids] < 0:
+                usage_error(
+                    f"--source-lang {source} --target-lang {target}: the {name}'s {stack.moe_config.routing} routing "
+                    f"knows only the pairs it was trained on: {self.args.taskmoe_lang_pairs}"
+                )
+
+
+@register_model_architecture("taskmoe_transformer", "taskmoe_transformer")
+def base_architecture(args: Namespace) -> None:
+    """fairseq's ``transformer`` with 8 experts in every second layer."""
+    set_moe_defaults(args)
+    dense_architecture(args)
+
+
+@register_model_architecture("taskmoe_transformer", "taskmoe_transformer_tiny")
+def tiny_architecture(args: Namespace) -> None:
+    """4+4 layers, width 128, feed-forward 256, 4 heads."""
+    _set_shape(args, layers=4, width=128, ffn=256, heads=4)
+    base_architecture(args)
+
+
+@register_model_architecture("taskmoe_transformer", "taskmoe_transformer_base")
+def paper_architecture(args: Namespace) -> None:
+    """The WMT model of TaskMoE (section 4 and table 7): Transformer Base with 32 experts in every second layer."""
+    _set_shape(args, layers=6, width=512, ffn=2048, heads=8)
+    args.moe_expert_count = getattr(args, "moe_expert_count", 32)
+    base_architecture(args)
+
+
+@register_model_architecture("taskmoe_transformer", "taskmoe_transformer_big")
+def big_architecture(args: Namespace) -> None:
+    """The large model of TaskMoE (appendix, table 8): 6+6 layers, width 1024, 128 experts in every second layer."""
+    _set_shape(args, layers=6, width=1024, ffn=8192, heads=16)
+    args.moe_expert_count = getattr(args, "moe_expert_count", 128)
+    base_architecture(args)
+
+
+def _set_shape(args: Namespace, layers: int, width: int, ffn: int, heads: int) -> None:
+    for stack in STACKS:
+        for name, value in (("layers", layers), ("embed_dim", width), ("ffn_embed_dim", ffn), ("attention_heads", heads)):
+            setattr(args, f"{stack}_{name}", getattr(args, f"{stack}_{name}", value))

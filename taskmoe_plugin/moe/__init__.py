@@ -1,0 +1,36 @@
+"""Mixture-of-experts layers in plain PyTorch: routers, experts, dispatch, losses.
+
+Nothing in this package imports fairseq, so that it can be used and tested with torch alone. Shape letters used
+throughout: T positions, B rows (sentences), C model width, F hidden width of an expert, E experts, K experts per
+token, U routing units (tasks, sentences or tokens), N tokens that are not padding, A assignments (token, expert).
+"""
+
+from taskmoe_plugin.moe.batch import RoutedBatch, TokenBatch
+from taskmoe_plugin.moe.dispatch import Dispatch, expert_capacity, make_dispatch, run_experts
+from taskmoe_plugin.moe.experts import Expert
+from taskmoe_plugin.moe.layer import MoELayer, MoERecord
+from taskmoe_plugin.moe.losses import balance_loss, experts_in_use, gate_entropy, z_loss
+from taskmoe_plugin.moe.routers import Gates, Router, SentenceRouter, StaticTaskRouter, TaskRouter, TokenRouter, top_k_gates
+
+__all__ = [
+    "Dispatch",
+    "Expert",
+    "Gates",
+    "MoELayer",
+    "MoERecord",
+    "RoutedBatch",
+    "Router",
+    "SentenceRouter",
+    "StaticTaskRouter",
+    "TaskRouter",
+    "TokenBatch",
+    "TokenRouter",
+    "balance_loss",
+    "expert_capacity",
+    "experts_in_use",
+    "gate_entropy",
+    "make_dispatch",
+    "run_experts",
+    "top_k_gates",
+    "z_loss",
+]

@@ -1,0 +1,87 @@
+"""Dispatch and combine: bring tokens to their experts and the results back.
+
+Assignments (token, expert) are sorted by expert, so that each expert computes one contiguous slice. Nothing of size
+tokens × experts × capacity is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """Which expert computes which token.
+
+    Attributes:
+        token: (A,) int64, the token of each assignment; assignments of one expert are contiguous, experts ascend.
+        weight: (A,) fp32, what the expert's output is multiplied by.
+        counts: E ints that sum to A, the number of assignments of each expert.
+        dropped: assignments that exceeded an expert's capacity and are not among the A.
+    """
+
+    token: Tensor
+    weight: Tensor
+    counts: list[int]
+    dropped: int
+
+
+def expert_capacity(factor: float, tokens: int, experts: int, k: int) -> int:
+    """Most tokens one expert takes: ceil(factor · k · tokens / experts).
+
+    With k = 1 this is Switch Transformer's equation 3, with k = 2 and factor 1 GShard's 2·tokens / experts.
+    """
+    return math.ceil(factor * k * tokens / experts)
+
+
+def make_dispatch(experts: Tensor, weights: Tensor, num_experts: int, capacity: int | None = None) -> Dispatch:
+    """Sort the assignments of N tokens by expert.
+
+    With a capacity, each expert serves first choices before second ones and, among equals, earlier tokens before
+    later ones, as in GShard's algorithm 1; assignments beyond it are dropped, and the weights of the others stay.
+
+    Args:
+        experts: (N, K) int64, the experts of each token, best first.
+        weights: (N, K) fp32.
+        num_experts: E.
+        capacity: most assignments an expert takes; None for dropless.
+    """
+    tokens, k = experts.shape
+    by_choice = experts.t().reshape(-1)
+    order = torch.argsort(by_choice, stable=True)
+    counts = torch.bincount(by_choice, minlength=num_experts)
+    dropped = 0
+    if capacity is not None:
+        sorted_experts = by_choice[order]
+        first = counts.cumsum(0) - counts
+        rank = torch.arange(order.numel(), device=order.device) - first[sorted_experts]
+        order = order[rank < capacity]
+        counts = counts.clamp(max=capacity)
+        dropped = tokens * k - order.numel()
+    weight = weights.t().reshape(-1).index_select(0, order)
+    return Dispatch(order % max(tokens, 1), weight, counts.tolist(), dropped)
+
+
+def run_experts(x: Tensor, dispatch: Dispatch, experts: Mapping[int, Callable[[Tensor], Tensor]]) -> Tensor:
+    """Weighted sum of the outputs of each token's experts.
+
+    Args:
+        x: (M, C) activations, of which ``dispatch.token`` names rows.
+        dispatch: the assignments.
+        experts: the expert of each index, mapping (a, C) to (a, C).
+
+    Returns:
+        (M, C) in the dtype of x; rows without an assignment are zero.
+    """
+    used = [expert for expert, count in enumerate(dispatch.counts) if count]
+    if not used:
+        return torch.zeros_like(x)
+    slices = x.index_select(0, dispatch.token).split([dispatch.counts[expert] for expert in used])
+    outputs = torch.cat([experts[expert](part) for expert, part in zip(used, slices)])
+    weighted = outputs * dispatch.weight.unsqueeze(1).to(outputs.dtype)
+    return x.new_zeros(x.shape, dtype=outputs.dtype).index_add(0, dispatch.token, weighted).to(x.dtype)

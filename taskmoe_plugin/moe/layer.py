@@ -1,0 +1,90 @@
+"""The MoE layer: router, dispatch, experts, combine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from taskmoe_plugin.moe.batch import RoutedBatch
+from taskmoe_plugin.moe.dispatch import expert_capacity, make_dispatch, run_experts
+from taskmoe_plugin.moe.experts import Expert
+from taskmoe_plugin.moe.routers import Gates, Router
+
+
+@dataclass(frozen=True)
+class MoERecord:
+    """What one pass through a MoE layer leaves for losses and statistics.
+
+    Attributes:
+        gates: gates of U units.
+        share: (U,) fp32, the share of tokens of each unit.
+        dropped: share of the assignments that were dropped, 0 when dropless.
+    """
+
+    gates: Gates
+    share: Tensor
+    dropped: float
+
+
+class MoELayer(nn.Module):
+    """Replaces the feed-forward network of a Transformer layer: y = Σ_e weight_e · expert_e(x) (TaskMoE, section 2).
+
+    Args:
+        router: gives every token its experts.
+        experts: one feed-forward network per expert, in the order of their global index.
+        capacity_factor: in training an expert takes at most ceil(factor · K · N / E) tokens; 0: dropless.
+        eval_capacity_factor: the same in evaluation.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: Iterable[Expert],
+        capacity_factor: float = 0.0,
+        eval_capacity_factor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.router = router
+        # Keyed by the global index, so that a checkpoint names an expert alike however many a process holds.
+        self.experts = nn.ModuleDict({str(index): expert for index, expert in enumerate(experts)})
+        self.capacity_factor = capacity_factor
+        self.eval_capacity_factor = eval_capacity_factor
+
+    def forward(self, x: Tensor, batch: RoutedBatch) -> tuple[Tensor, MoERecord]:
+        """Map (T, B, C) to (T, B, C), padding to zero.
+
+        Raises:
+            ValueError: a task router got no tasks.
+        """
+        flat = x.reshape(-1, x.size(-1))
+        gates = self.router.gates(flat, batch)
+        if batch.only_task is not None:
+            output, dropped = self._one_task(flat, gates, batch.only_task), 0.0
+        else:
+            output, dropped = self._dispatched(flat, gates, batch)
+        return output.view_as(x), MoERecord(gates, self.router.share(batch, gates.probs.size(0)), dropped)
+
+    def _one_task(self, x: Tensor, gates: Gates, task: int) -> Tensor:
+        # All tokens share their experts: nothing to sort, gather or scatter.
+        weights = gates.weights[task].to(x.dtype)
+        outputs = [self.experts[str(expert)](x) for expert in gates.experts[task].tolist()]
+        total = outputs[0] * weights[0]
+        for output, weight in zip(outputs[1:], weights[1:]):
+            total = total.addcmul(output, weight)
+        return total
+
+    def _dispatched(self, x: Tensor, gates: Gates, batch: RoutedBatch) -> tuple[Tensor, float]:
+        experts, weights = gates.experts, gates.weights
+        unit = self.router.unit(batch)
+        if unit is not None:
+            experts, weights = experts[unit], weights[unit]
+        factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        tokens, k = experts.shape
+        capacity = expert_capacity(factor, tokens, len(self.experts), k) if factor else None
+        dispatch = make_dispatch(experts, weights, len(self.experts), capacity)
+        if batch.tokens.index is not None:
+            dispatch = replace(dispatch, token=batch.tokens.index[dispatch.token])
+        output = run_experts(x, dispatch, {int(name): expert for name, expert in self.experts.items()})
+        return output, dispatch.dropped / max(tokens * k, 1)

@@ -1,0 +1,52 @@
+"""Losses and statistics of gates.
+
+Every function takes the gates of U units and the share of tokens each unit stands for, so that one formula serves
+tasks (shares over all training data), sentences and tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from taskmoe_plugin.moe.routers import Gates
+
+
+def expert_load(gates: Gates, share: Tensor) -> Tensor:
+    """(E,) fp32 summing to 1, the share of all assignments that each expert gets. Has no gradient.
+
+    Args:
+        gates: gates of U units.
+        share: (U,) fp32, share of tokens of each unit, summing to 1.
+    """
+    load = torch.zeros(gates.probs.size(1), device=share.device)
+    k = gates.experts.size(1)
+    return load.index_add(0, gates.experts.reshape(-1), share.repeat_interleave(k) / k)
+
+
+def balance_loss(gates: Gates, share: Tensor) -> Tensor:
+    """Load-balancing loss, scalar fp32: E · Σ_i f_i · P_i (Switch Transformer, equations 4 to 6, without α).
+
+    f_i is the share of assignments that expert i gets, P_i the mean probability it is given. 1 when balanced; its
+    gradient reaches the gate through P alone.
+    """
+    mean_probs = share @ gates.probs
+    return gates.probs.size(1) * (expert_load(gates, share) * mean_probs).sum()
+
+
+def z_loss(gates: Gates, share: Tensor) -> Tensor:
+    """Router z-loss, scalar fp32: mean over tokens of the squared log-sum-exp of the logits (ST-MoE, equation 5)."""
+    if gates.logits is None:
+        return torch.zeros((), device=share.device)
+    return (share * gates.logits.logsumexp(dim=-1).square()).sum()
+
+
+def gate_entropy(gates: Gates, share: Tensor) -> Tensor:
+    """Mean over tokens of the entropy of a unit's probabilities, in nats: 0 when certain, ln E when indifferent."""
+    entropy = torch.special.entr(gates.probs).sum(dim=-1)
+    return (share * entropy).sum()
+
+
+def experts_in_use(gates: Gates, share: Tensor) -> Tensor:
+    """Share of the experts that get any token, scalar fp32 in [0, 1]."""
+    return (expert_load(gates, share) > 0).float().mean()

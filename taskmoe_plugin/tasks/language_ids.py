@@ -1,0 +1,73 @@
+"""Language ids for every sentence.
+
+fairseq's own ``--enable-lang-ids`` stamps one id on a whole batch, which is wrong as soon as a batch mixes pairs. Here
+the ids belong to the sentence: each item carries them, and the collater keeps them with their rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fairseq.data import BaseWrapperDataset, FairseqDataset
+from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
+
+LANGUAGE_IDS = ("src_lang_id", "tgt_lang_id")
+
+
+class LanguageIdDataset(BaseWrapperDataset):
+    """Sentence pairs of one language pair whose items and batches carry language ids.
+
+    A batch has ``net_input["src_lang_id"]`` and ``net_input["tgt_lang_id"]``, int64 of shape (batch,), also when its
+    items come from several of these datasets.
+    """
+
+    def __init__(self, dataset: FairseqDataset, src_lang_id: int, tgt_lang_id: int) -> None:
+        super().__init__(dataset)
+        self.ids = dict(zip(LANGUAGE_IDS, (src_lang_id, tgt_lang_id)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], **self.ids}
+
+    def collater(self, samples: list[dict[str, Any]], **kwargs: Any) -> dict[str, Any]:
+        if not samples:
+            return {}
+        # fairseq sorts the rows and tells their new order by "id" alone, which several pairs may share.
+        batch = self.dataset.collater([{**sample, "id": row} for row, sample in enumerate(samples)], **kwargs)
+        order = batch["id"]
+        batch["id"] = torch.tensor([sample["id"] for sample in samples])[order]
+        for name in LANGUAGE_IDS:
+            batch["net_input"][name] = torch.tensor([sample[name] for sample in samples])[order]
+        # Where collaters are not shared between pairs, fairseq keeps the target's id under this key only.
+        batch["tgt_lang_id"] = batch["net_input"]["tgt_lang_id"]
+        return batch  # type: ignore[no-any-return]
+
+
+class LanguageIdDatasetManager(MultilingualDatasetManager):
+    """fairseq's data manager, with language ids on every item it loads."""
+
+    def load_a_dataset(self, *, src: str, tgt: str, **kwargs: Any) -> LanguageIdDataset:
+        dataset = super().load_a_dataset(src=src, tgt=tgt, **kwargs)
+        return LanguageIdDataset(dataset, self.lang_dict.index(src), self.lang_dict.index(tgt))
+
+
+def complete_language_ids(sample: dict[str, Any], pair: tuple[int, int] | None = None) -> dict[str, Any]:
+    """The sample with both language ids in ``net_input``.
+
+    Args:
+        sample: a batch; its rows may lack the ids (``fairseq-interactive`` builds its own).
+        pair: the language ids of rows that lack them, None if unknown.
+
+    Returns:
+        The sample itself if it has the ids, or is empty, or nothing is known; else a copy of it.
+    """
+    if not sample or all(name in sample["net_input"] for name in LANGUAGE_IDS):
+        return sample
+    net_input = dict(sample["net_input"])
+    if "tgt_lang_id" in sample and "src_lang_id" in net_input:
+        net_input["tgt_lang_id"] = sample["tgt_lang_id"]
+    elif pair is not None:
+        tokens = net_input["src_tokens"]
+        for name, lang_id in zip(LANGUAGE_IDS, pair):
+            net_input[name] = torch.full((tokens.size(0),), lang_id, device=tokens.device)
+    return {**sample, "net_input": net_input}

@@ -1,0 +1,179 @@
+"""``taskmoe_translation``: ``translation_multi_simple_epoch`` whose sentences know their languages."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fairseq.data import data_utils
+from fairseq.logging import metrics
+from fairseq.tasks import register_task
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
+from torch import Tensor
+
+from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.models.task_table import TaskTable, split_pair
+from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
+from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
+
+
+@register_task("taskmoe_translation")
+class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
+    """Multilingual translation that gives every row its language ids, and loses no sentence.
+
+    Takes all flags of ``translation_multi_simple_epoch`` and the ``--eval-bleu`` flags of ``translation``. Language
+    ids are int64, count from 1 in the order of ``--langs``, and are in ``net_input`` as ``src_lang_id`` and
+    ``tgt_lang_id`` of shape (batch,).
+
+    Attributes:
+        routed_pairs: every pair the training data has, those of ``--extra-lang-pairs`` included.
+    """
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        TranslationMultiSimpleEpochTask.add_args(parser)
+        add_bleu_args(parser)
+
+    def __init__(self, args: Any, langs: list[str], dicts: dict[str, Any], training: bool) -> None:
+        super().__init__(args, langs, dicts, training)
+        self.data_manager = LanguageIdDatasetManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
+        extra = sorted(set(self.data_manager.extra_lang_pairs) - set(self.lang_pairs))
+        self.routed_pairs = [*self.lang_pairs, *extra]
+        self.pair_lookup = TaskTable.build("pair", langs, self.lang_pairs).lookup
+        self.validation_bleu: ValidationBleu | None = None
+        parse_bleu_args(args)
+
+    @classmethod
+    def setup_task(cls, args: Any, **kwargs: Any) -> TaskMoETranslationTask:
+        """Load the dictionaries and set the task up, or stop with a usage error."""
+        try:
+            return super().setup_task(args, **kwargs)  # type: ignore[no-any-return]
+        except FileNotFoundError as error:
+            usage_error(f"{error.filename}: no such file; give the directory that fairseq-preprocess wrote")
+        except ValueError as error:
+            usage_error(" ".join(str(error).split()))
+
+    def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
+        model = super().build_model(args, from_checkpoint)
+        if not hasattr(model, "check_pair"):
+            usage_error(
+                f"--arch {args.arch}: does not take the language ids of --task taskmoe_translation; use "
+                "taskmoe_transformer (dense with --moe-freq 0), or --task translation_multi_simple_epoch"
+            )
+        if from_checkpoint:
+            model.check_languages(self.langs)
+        if not self.training:
+            model.check_pair(self.args.source_lang, self.args.target_lang)
+        elif self.args.eval_bleu:
+            self.validation_bleu = ValidationBleu(self, model, len(self.lang_pairs), set(self._langtoks().values()))
+        return model
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Tell the model how many training tokens each pair has: they weigh its balance loss."""
+        super().begin_epoch(epoch, model)
+        model.set_training_tokens(self._pair_tokens(self.datasets[self.args.train_subset]))
+
+    def _pair_tokens(self, dataset: Any) -> dict[tuple[int, int], tuple[int, int]]:
+        totals: dict[tuple[int, int], Tensor] = defaultdict(lambda: torch.zeros(2))
+        for key, data, sampled in zip(dataset.keys, dataset.datasets, dataset.virtual_size_per_dataset):
+            totals[self._ids(*split_pair(key.split(":", 1)[1]))] += float(sampled) * torch.from_numpy(data.sizes.mean(axis=0))
+        return {pair: (int(source), int(target)) for pair, (source, target) in totals.items()}
+
+    def _ids(self, source: str, target: str) -> tuple[int, int]:
+        lang_dict = self.data_manager.lang_dict
+        return lang_dict.index(source), lang_dict.index(target)
+
+    def create_batch_sampler_func(
+        self,
+        max_positions: Any,
+        ignore_invalid_inputs: bool,
+        max_tokens: int | None,
+        max_sentences: int | None,
+        required_batch_size_multiple: int = 1,
+        seed: int = 1,
+    ) -> Callable[[Any, int | None], list[Any]]:
+        """A function that cuts a dataset into batches and, unlike fairseq's, keeps the last incomplete one."""
+
+        def construct_batch_sampler(dataset: Any, epoch: int | None) -> list[Any]:
+            if epoch is not None:
+                dataset.set_epoch(epoch)
+            with data_utils.numpy_seed(seed):
+                indices = dataset.ordered_indices()
+            if max_positions is not None:
+                indices = self.filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
+            batches = list(
+                dataset.batch_by_size(
+                    indices,
+                    max_tokens=max_tokens,
+                    max_sentences=max_sentences,
+                    required_batch_size_multiple=required_batch_size_multiple,
+                )
+            )
+            # Batches are consecutive runs of indices; fairseq drops the last one if it is not a full multiple.
+            kept = sum(len(batch) for batch in batches)
+            return batches if kept == len(indices) else [*batches, indices[kept:]]
+
+        return construct_batch_sampler
+
+    def get_batch_iterator(self, dataset: Any, **kwargs: Any) -> Any:
+        if self.args.sampling_method == "RoundRobin":
+            # This one is batched by fairseq's base task, which has no hook to keep the last batch.
+            kwargs["required_batch_size_multiple"] = 1
+        return super().get_batch_iterator(dataset, **kwargs)
+
+    def train_step(self, sample: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().train_step(complete_language_ids(sample), model, *args, **kwargs)
+
+    def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
+        sample = complete_language_ids(sample)
+        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if self.validation_bleu is not None:
+            logging_output["bleu_statistics"] = self.validation_bleu.count(model, sample, self.pair_index(sample))
+        return loss, sample_size, logging_output
+
+    def pair_index(self, sample: dict[str, Any]) -> Tensor:
+        """(B,) int64, the place of each row's pair in ``lang_pairs``."""
+        net_input = sample["net_input"]
+        return self.pair_lookup.to(net_input["src_lang_id"].device)[net_input["src_lang_id"], net_input["tgt_lang_id"]]
+
+    def inference_step(
+        self, generator: Any, models: Any, sample: Any, prefix_tokens: Any = None, constraints: Any = None
+    ) -> Any:
+        """Translate a batch; its rows may have several target languages.
+
+        Rows without language ids get those of ``--source-lang`` and ``--target-lang``.
+        """
+        pair = None if self.training else self._ids(self.args.source_lang, self.args.target_lang)
+        sample = complete_language_ids(sample, pair)
+        by_token = self.args.langtoks["main"][1] and not self.args.lang_tok_replacing_bos_eos
+        if prefix_tokens is None and by_token and "tgt_lang_id" in sample["net_input"]:
+            tgt_lang_id = sample["net_input"]["tgt_lang_id"]
+            table = torch.zeros(len(self.langs) + 1, dtype=torch.int64, device=tgt_lang_id.device)
+            for lang_id, langtok in self._langtoks().items():
+                table[lang_id] = langtok
+            prefix_tokens = table[tgt_lang_id].unsqueeze(1)
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+
+    def _langtoks(self) -> dict[int, int]:
+        spec = self.args.langtoks["main"][1]
+        if spec is None:
+            return {}
+        manager = self.data_manager
+        return {manager.lang_dict.index(lang): manager.get_decoder_langtok(lang, spec) for lang in self.target_langs}
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log what the criterion logs and, in validation, the losses (in bits) and BLEU of every direction."""
+        super().reduce_metrics(logging_outputs, criterion)
+        for name in ("loss", "nll_loss"):
+            if any(f"pair_{name}" in log for log in logging_outputs):
+                sums = sum(log[f"pair_{name}"] for log in logging_outputs) / math.log(2)
+                tokens = sum(log["pair_ntokens"] for log in logging_outputs)
+                for pair, total, count in zip(self.lang_pairs, sums.tolist(), tokens.tolist()):
+                    if count:
+                        metrics.log_scalar(f"{pair}_{name}", total / count, count, round=3)
+        if any("bleu_statistics" in log for log in logging_outputs):
+            log_bleu(sum(log["bleu_statistics"] for log in logging_outputs), self.lang_pairs)
