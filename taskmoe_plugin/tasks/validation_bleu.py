@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import encoders
@@ -89,7 +89,7 @@ class ValidationBleu:
                 print(f"example hypothesis: {hypothesis}\nexample reference: {reference}", flush=True)
             score = self.bleu.corpus_score([hypothesis], [[reference]])
             statistics[direction] += torch.tensor([*score.counts, *score.totals, score.sys_len, score.ref_len])
-        return statistics.to(pair.device) if pair.device.type != "mps" else statistics.float().to(pair.device)
+        return statistics.to(pair.device)
 
     def _text(self, tokens: Tensor, unknown: str) -> str:
         text = self.task.target_dictionary.string(
@@ -105,17 +105,25 @@ def log_bleu(statistics: Tensor, pairs: list[str]) -> None:
         statistics: summed statistics of ``ValidationBleu.count``.
         pairs: the directions.
     """
-    metrics.log_scalar("_bleu_statistics", statistics.cpu().numpy())
-
-    def score(row: np.ndarray[Any, Any]) -> float:
-        correct, total = row[:ORDER].astype(int), row[ORDER : 2 * ORDER].astype(int)
-        bleu = BLEU.compute_bleu(correct.tolist(), total.tolist(), int(row[-2]), int(row[-1]), smooth_method="exp")
-        return round(bleu.score, 2)
+    # A tensor, not an array: meters are saved in checkpoints, and safe loading refuses NumPy's classes.
+    metrics.log_scalar("_bleu_statistics", statistics.cpu())
 
     def scores(meters: Any) -> list[float]:
-        rows = meters["_bleu_statistics"].sum
-        return [score(row) for row in rows if row[-1] > 0]
+        rows = meters["_bleu_statistics"].sum.tolist()
+        return [_score(row) for row in rows if row[-1] > 0]
 
     for index, pair in enumerate(pairs):
-        metrics.log_derived(f"{pair}_bleu", lambda meters, index=index: score(meters["_bleu_statistics"].sum[index]))
-    metrics.log_derived("bleu", lambda meters: round(float(np.mean(scores(meters) or [0.0])), 2))
+        metrics.log_derived(f"{pair}_bleu", lambda meters, index=index: _score(meters["_bleu_statistics"].sum[index].tolist()))
+    metrics.log_derived("bleu", lambda meters: round(mean(scores(meters) or [0.0]), 2))
+
+
+def _score(statistics: list[float]) -> float:
+    correct, total, (sys_len, ref_len) = statistics[:ORDER], statistics[ORDER : 2 * ORDER], statistics[2 * ORDER :]
+    bleu = BLEU.compute_bleu(
+        correct=[int(each) for each in correct],
+        total=[int(each) for each in total],
+        sys_len=int(sys_len),
+        ref_len=int(ref_len),
+        smooth_method="exp",
+    )
+    return round(bleu.score, 2)
