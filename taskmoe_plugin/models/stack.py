@@ -158,11 +158,13 @@ class TaskIndex(nn.Module):
             src_lang_id, tgt_lang_id: (B,) int64, the languages of each row.
 
         Raises:
-            ValueError: there are no language ids.
+            ValueError: there are no language ids, or a row's languages have no task.
         """
         if src_lang_id is None or tgt_lang_id is None:
             raise ValueError("task routing needs the languages of the rows: set --source-lang and --target-lang")
         task = self.lookup[src_lang_id, tgt_lang_id]
-        one_task = tokens.index is None and task.numel() > 0 and bool((task == task[0]).all())
-        share = self.tokens.float() / self.tokens.sum()
-        return RoutedBatch(tokens, task, int(task[0]) if one_task else None, share)
+        present = set(task.tolist())
+        if -1 in present:
+            raise ValueError("a row's source and target language are a pair that the gates do not know")
+        only_task = present.pop() if len(present) == 1 and tokens.index is None else None
+        return RoutedBatch(tokens, task, only_task, self.tokens.float() / self.tokens.sum())
