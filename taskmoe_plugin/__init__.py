@@ -9,7 +9,7 @@ import torch
 
 from taskmoe_plugin import criterions, models, tasks
 
-# fairseq's checkpoints hold their flags as a Namespace, which PyTorch's safe loading refuses unless told it is harmless.
+# fairseq's checkpoints hold flags in a Namespace, which PyTorch's safe loading refuses unless told it is harmless.
 if hasattr(torch.serialization, "add_safe_globals"):
     torch.serialization.add_safe_globals([Namespace])
 

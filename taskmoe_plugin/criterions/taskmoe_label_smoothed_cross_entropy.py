@@ -25,9 +25,7 @@ class TaskMoELabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyC
     moe_z_loss_wt: float = field(default=0.0, metadata={"help": "weight of the z-loss of the gates"})
 
 
-@register_criterion(
-    "taskmoe_label_smoothed_cross_entropy", dataclass=TaskMoELabelSmoothedCrossEntropyCriterionConfig
-)
+@register_criterion("taskmoe_label_smoothed_cross_entropy", dataclass=TaskMoELabelSmoothedCrossEntropyCriterionConfig)
 class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """loss = label-smoothed cross-entropy + sample size · Σ over MoE layers of (w · balance loss + z · z-loss).
 
@@ -93,7 +91,9 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         loss, nll_loss = (each.view(rows, -1).sum(dim=1) for each in losses)
         return loss, nll_loss
 
-    def _log_pairs(self, logging_output: dict[str, Any], sample: dict[str, Any], loss: Tensor, nll_loss: Tensor) -> None:
+    def _log_pairs(
+        self, logging_output: dict[str, Any], sample: dict[str, Any], loss: Tensor, nll_loss: Tensor
+    ) -> None:
         pair = self.task.pair_index(sample)
         zeros = loss.new_zeros(len(self.task.lang_pairs), dtype=torch.float32)
         ntokens = sample["target"][:, self.ignore_prefix_size :].ne(self.padding_idx).sum(dim=1)
@@ -121,4 +121,6 @@ def layer_means(records: list[MoERecord], device: torch.device) -> dict[str, Ten
         "dropped": [torch.tensor(record.dropped, device=device) for record in records],
     }
     # A stack without experts logs the same keys: fairseq sums the logs of all processes key by key.
-    return {name: torch.stack(each).mean() if each else torch.zeros((), device=device) for name, each in columns.items()}
+    return {
+        name: torch.stack(each).mean() if each else torch.zeros((), device=device) for name, each in columns.items()
+    }

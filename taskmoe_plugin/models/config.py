@@ -99,7 +99,7 @@ def check_args(args: Namespace) -> None:
     """Stop with a usage error if the flags of a model cannot work together."""
     experts, k = args.moe_expert_count, args.moe_top_k
     if experts < 1:
-        usage_error(f"--moe-expert-count {experts}: give at least 1 (for a stack without experts, --encoder-moe-freq 0)")
+        usage_error(f"--moe-expert-count {experts}: give at least 1 (for a dense stack, --encoder-moe-freq 0)")
     if not 1 <= k <= experts:
         usage_error(f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}")
     if args.moe_expert_ffn_dim is not None and args.moe_expert_ffn_dim < 1:

@@ -63,7 +63,8 @@ class TaskMoEDecoder(TransformerDecoderBase):
         alignment_heads: int | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Features (B, T, C) of target prefixes (B, T), and a dictionary of whatever else the model has to tell."""
-        batch = self._route(prev_output_tokens if incremental_state is None else prev_output_tokens[:, -1:], encoder_out)
+        new_tokens = prev_output_tokens if incremental_state is None else prev_output_tokens[:, -1:]
+        batch = self._route(new_tokens, encoder_out)
         with self.moe_state.passing(batch) as records:
             x, extra = super().extract_features(
                 prev_output_tokens,

@@ -148,6 +148,7 @@ def big_architecture(args: Namespace) -> None:
 
 
 def _set_shape(args: Namespace, layers: int, width: int, ffn: int, heads: int) -> None:
+    shape = {"layers": layers, "embed_dim": width, "ffn_embed_dim": ffn, "attention_heads": heads}
     for stack in STACKS:
-        for name, value in (("layers", layers), ("embed_dim", width), ("ffn_embed_dim", ffn), ("attention_heads", heads)):
+        for name, value in shape.items():
             setattr(args, f"{stack}_{name}", getattr(args, f"{stack}_{name}", value))

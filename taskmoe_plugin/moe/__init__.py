@@ -10,11 +10,20 @@ from taskmoe_plugin.moe.dispatch import Dispatch, expert_capacity, make_dispatch
 from taskmoe_plugin.moe.experts import Expert
 from taskmoe_plugin.moe.layer import MoELayer, MoERecord
 from taskmoe_plugin.moe.losses import balance_loss, experts_in_use, gate_entropy, z_loss
-from taskmoe_plugin.moe.routers import Gates, Router, SentenceRouter, StaticTaskRouter, TaskRouter, TokenRouter, top_k_gates
+from taskmoe_plugin.moe.routers import (
+    Gates,
+    Router,
+    SentenceRouter,
+    StaticTaskRouter,
+    TaskRouter,
+    TokenRouter,
+    top_k_gates,
+)
 
 __all__ = [
     "Dispatch",
     "Expert",
+    "FixedTaskRouter",
     "Gates",
     "MoELayer",
     "MoERecord",

@@ -81,7 +81,7 @@ def run_experts(x: Tensor, dispatch: Dispatch, experts: Mapping[int, Callable[[T
     used = [expert for expert, count in enumerate(dispatch.counts) if count]
     if not used:
         return torch.zeros_like(x)
-    slices = x.index_select(0, dispatch.token).split([dispatch.counts[expert] for expert in used])
+    slices = torch.split_with_sizes(x.index_select(0, dispatch.token), [dispatch.counts[expert] for expert in used])
     outputs = torch.cat([experts[expert](part) for expert, part in zip(used, slices)])
     weighted = outputs * dispatch.weight.unsqueeze(1).to(outputs.dtype)
     return x.new_zeros(x.shape, dtype=outputs.dtype).index_add(0, dispatch.token, weighted).to(x.dtype)

@@ -14,7 +14,9 @@ class Expert(nn.Module):
     Initialised like fairseq's own feed-forward layers, so that a model with one expert starts like a dense one.
     """
 
-    def __init__(self, width: int, ffn_width: int, activation: Callable[[Tensor], Tensor], dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, ffn_width: int, activation: Callable[[Tensor], Tensor], dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)

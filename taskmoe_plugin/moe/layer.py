@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import count
 
 from torch import Tensor, nn
 
@@ -33,7 +34,8 @@ class MoELayer(nn.Module):
 
     Args:
         router: gives every token its experts.
-        experts: one feed-forward network per expert, in the order of their global index.
+        experts: one feed-forward network per expert.
+        indices: the global index of each; 0, 1, … by default. A subnet lacks experts that its tasks do not use.
         capacity_factor: in training an expert takes at most ceil(factor · K · N / E) tokens; 0: dropless.
         eval_capacity_factor: the same in evaluation.
     """
@@ -42,13 +44,15 @@ class MoELayer(nn.Module):
         self,
         router: Router,
         experts: Iterable[Expert],
+        indices: Iterable[int] | None = None,
         capacity_factor: float = 0.0,
         eval_capacity_factor: float = 0.0,
     ) -> None:
         super().__init__()
         self.router = router
         # Keyed by the global index, so that a checkpoint names an expert alike however many a process holds.
-        self.experts = nn.ModuleDict({str(index): expert for index, expert in enumerate(experts)})
+        named = zip(count() if indices is None else indices, experts)
+        self.experts = nn.ModuleDict({str(index): expert for index, expert in named})
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor = eval_capacity_factor
 
@@ -70,7 +74,7 @@ class MoELayer(nn.Module):
         # All tokens share their experts: nothing to sort, gather or scatter.
         weights = gates.weights[task].to(x.dtype)
         outputs = [self.experts[str(expert)](x) for expert in gates.experts[task].tolist()]
-        total = outputs[0] * weights[0]
+        total: Tensor = outputs[0] * weights[0]
         for output, weight in zip(outputs[1:], weights[1:]):
             total = total.addcmul(output, weight)
         return total
@@ -82,8 +86,8 @@ class MoELayer(nn.Module):
             experts, weights = experts[unit], weights[unit]
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         tokens, k = experts.shape
-        capacity = expert_capacity(factor, tokens, len(self.experts), k) if factor else None
-        dispatch = make_dispatch(experts, weights, len(self.experts), capacity)
+        capacity = expert_capacity(factor, tokens, self.router.num_experts, k) if factor else None
+        dispatch = make_dispatch(experts, weights, self.router.num_experts, capacity)
         if batch.tokens.index is not None:
             dispatch = replace(dispatch, token=batch.tokens.index[dispatch.token])
         output = run_experts(x, dispatch, {int(name): expert for name, expert in self.experts.items()})

@@ -30,8 +30,7 @@ def balance_loss(gates: Gates, share: Tensor) -> Tensor:
     f_i is the share of assignments that expert i gets, P_i the mean probability it is given. 1 when balanced; its
     gradient reaches the gate through P alone.
     """
-    mean_probs = share @ gates.probs
-    return gates.probs.size(1) * (expert_load(gates, share) * mean_probs).sum()
+    return torch.dot(expert_load(gates, share), share @ gates.probs).mul(gates.probs.size(1))
 
 
 def z_loss(gates: Gates, share: Tensor) -> Tensor:

@@ -180,6 +180,30 @@ class TaskRouter(TableRouter):
         return top_k_gates(self.gate(self.task_embedding), self.top_k)
 
 
+class FixedTaskRouter(TableRouter):
+    """Each task has given experts with given weights, loaded with the model: a gate that is done learning.
+
+    Args:
+        tasks: number of tasks.
+        experts: E, number of experts there once were to choose from; the router may name only some of them.
+        top_k: experts per task.
+    """
+
+    experts: Tensor
+    weights: Tensor
+
+    def __init__(self, tasks: int, experts: int, top_k: int) -> None:
+        super().__init__(experts, top_k)
+        self.num_tasks = tasks
+        self.register_buffer("experts", torch.zeros(tasks, top_k, dtype=torch.int64))
+        self.register_buffer("weights", torch.zeros(tasks, top_k))
+
+    def table(self) -> Gates:
+        weights = self.weights.float()
+        probs = weights.new_zeros(self.num_tasks, self.num_experts).scatter(1, self.experts, weights)
+        return Gates(None, probs, self.experts, weights)
+
+
 class StaticTaskRouter(TableRouter):
     """Tasks are dealt to experts in turn, with equal weights: the Static MoE of TaskMoE, section 5.1.
 

@@ -78,9 +78,10 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         model.set_training_tokens(self._pair_tokens(self.datasets[self.args.train_subset]))
 
     def _pair_tokens(self, dataset: Any) -> dict[tuple[int, int], tuple[int, int]]:
-        totals: dict[tuple[int, int], Tensor] = defaultdict(lambda: torch.zeros(2))
+        totals: dict[tuple[int, int], Any] = defaultdict(int)
         for key, data, sampled in zip(dataset.keys, dataset.datasets, dataset.virtual_size_per_dataset):
-            totals[self._ids(*split_pair(key.split(":", 1)[1]))] += float(sampled) * torch.from_numpy(data.sizes.mean(axis=0))
+            _, _, pair = key.partition(":")
+            totals[self._ids(*split_pair(pair))] += sampled * data.sizes.mean(axis=0)
         return {pair: (int(source), int(target)) for pair, (source, target) in totals.items()}
 
     def _ids(self, source: str, target: str) -> tuple[int, int]:

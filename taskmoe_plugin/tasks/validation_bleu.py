@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from fairseq import utils
 from fairseq.data import encoders
 from fairseq.logging import metrics
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 from torch import Tensor
 
 from taskmoe_plugin.errors import usage_error
@@ -23,11 +24,11 @@ def add_bleu_args(parser: ArgumentParser) -> None:
     """Add the flags that fairseq's ``translation`` task has for BLEU during validation."""
     add = parser.add_argument
     add("--eval-bleu", action="store_true", help="score every direction of the validation set with BLEU")
-    add("--eval-bleu-args", default="{}", metavar="JSON", help="generation flags, e.g. '{\"beam\": 4, \"lenpen\": 0.6}'")
+    add("--eval-bleu-args", default="{}", metavar="JSON", help='generation flags, e.g. \'{"beam": 4, "lenpen": 0.6}\'')
     add("--eval-bleu-detok", default="space", metavar="NAME",
         help="detokenizer, e.g. moses; space: none (default: space)")  # fmt: skip
     add("--eval-bleu-detok-args", default="{}", metavar="JSON", help="arguments of the detokenizer")
-    add("--eval-tokenized-bleu", action="store_true", help="score the tokens as they are, without sacrebleu's tokenizer")
+    add("--eval-tokenized-bleu", action="store_true", help="score the tokens, without sacrebleu's tokenizer")
     add("--eval-bleu-remove-bpe", nargs="?", const="@@ ", default=None, metavar="SYMBOL",
         help="undo BPE before scoring; sentencepiece for SentencePiece")  # fmt: skip
     add("--eval-bleu-print-samples", action="store_true", help="print a hypothesis and its reference per batch")
@@ -92,10 +93,10 @@ class ValidationBleu:
         return statistics.to(pair.device)
 
     def _text(self, tokens: Tensor, unknown: str) -> str:
-        text = self.task.target_dictionary.string(
+        text: str = self.task.target_dictionary.string(
             tokens.int().cpu(), self.remove_bpe, unk_string=unknown, extra_symbols_to_ignore=self.langtoks
         )
-        return self.tokenizer.decode(text) if self.tokenizer else text
+        return str(self.tokenizer.decode(text)) if self.tokenizer else text
 
 
 def log_bleu(statistics: Tensor, pairs: list[str]) -> None:
@@ -108,13 +109,12 @@ def log_bleu(statistics: Tensor, pairs: list[str]) -> None:
     # A tensor, not an array: meters are saved in checkpoints, and safe loading refuses NumPy's classes.
     metrics.log_scalar("_bleu_statistics", statistics.cpu())
 
-    def scores(meters: Any) -> list[float]:
-        rows = meters["_bleu_statistics"].sum.tolist()
-        return [_score(row) for row in rows if row[-1] > 0]
+    def score(meters: Any, index: int) -> float:
+        return _score(meters["_bleu_statistics"].sum[index].tolist())
 
     for index, pair in enumerate(pairs):
-        metrics.log_derived(f"{pair}_bleu", lambda meters, index=index: _score(meters["_bleu_statistics"].sum[index].tolist()))
-    metrics.log_derived("bleu", lambda meters: round(mean(scores(meters) or [0.0]), 2))
+        metrics.log_derived(f"{pair}_bleu", partial(score, index=index))
+    metrics.log_derived("bleu", lambda meters: round(mean(score(meters, index) for index in range(len(pairs))), 2))
 
 
 def _score(statistics: list[float]) -> float:
