@@ -47,10 +47,11 @@ class TaskMoEDecoder(TransformerDecoderBase):
         self.tasks = TaskIndex(self.moe_config.table) if self.moe_config.table else None
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
-        self._built += 1
-        if not self.moe_config.is_moe_layer(self._built - 1):
+        index, self._built = self._built, self._built + 1
+        if not self.moe_config.is_moe_layer(index):
+            cfg = self.moe_config.dense_layer(cfg, index)
             return super().build_decoder_layer(cfg, no_encoder_attn)  # type: ignore[no-any-return]
-        layer = TaskMoEDecoderLayer(cfg, self.moe_config, self.moe_state, no_encoder_attn)
+        layer = TaskMoEDecoderLayer(cfg, self.moe_config, self.moe_state, index, no_encoder_attn)
         return fsdp_wrap(layer, min_num_params=cfg.min_params_to_wrap)  # type: ignore[no-any-return]
 
     def extract_features(

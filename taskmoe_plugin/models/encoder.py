@@ -29,10 +29,10 @@ class TaskMoEEncoder(TransformerEncoderBase):
         self.tasks = TaskIndex(self.moe_config.table) if self.moe_config.table else None
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
-        self._built += 1
-        if not self.moe_config.is_moe_layer(self._built - 1):
-            return super().build_encoder_layer(cfg)  # type: ignore[no-any-return]
-        layer = TaskMoEEncoderLayer(cfg, self.moe_config, self.moe_state, self.return_fc)
+        index, self._built = self._built, self._built + 1
+        if not self.moe_config.is_moe_layer(index):
+            return super().build_encoder_layer(self.moe_config.dense_layer(cfg, index))  # type: ignore[no-any-return]
+        layer = TaskMoEEncoderLayer(cfg, self.moe_config, self.moe_state, index, self.return_fc)
         return fsdp_wrap(layer, min_num_params=cfg.min_params_to_wrap)  # type: ignore[no-any-return]
 
     def forward(

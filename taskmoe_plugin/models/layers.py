@@ -26,8 +26,8 @@ class _MoEFeedForward(nn.Module):
     def build_fc2(self, *args: Any) -> nn.Module:
         return nn.Identity()
 
-    def _install(self, config: StackConfig, state: StackState) -> None:
-        self.moe = config.build_layer()
+    def _install(self, config: StackConfig, state: StackState, index: int) -> None:
+        self.moe = config.build_layer(index)
         self.stack_state = state
         self.activation_fn = self._feed_forward
         self.activation_dropout_module = nn.Identity()
@@ -43,14 +43,16 @@ class _MoEFeedForward(nn.Module):
 class TaskMoEEncoderLayer(_MoEFeedForward, TransformerEncoderLayerBase):
     """An encoder layer with an MoE layer."""
 
-    def __init__(self, cfg: Any, config: StackConfig, state: StackState, return_fc: bool = False) -> None:
+    def __init__(self, cfg: Any, config: StackConfig, state: StackState, index: int, return_fc: bool = False) -> None:
         super().__init__(cfg, return_fc=return_fc)
-        self._install(config, state)
+        self._install(config, state, index)
 
 
 class TaskMoEDecoderLayer(_MoEFeedForward, TransformerDecoderLayerBase):
     """A decoder layer with an MoE layer."""
 
-    def __init__(self, cfg: Any, config: StackConfig, state: StackState, no_encoder_attn: bool = False) -> None:
+    def __init__(
+        self, cfg: Any, config: StackConfig, state: StackState, index: int, no_encoder_attn: bool = False
+    ) -> None:
         super().__init__(cfg, no_encoder_attn)
-        self._install(config, state)
+        self._install(config, state, index)

@@ -6,15 +6,19 @@ import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from fairseq import utils
 from torch import Tensor, nn
 
+from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import TASK_ROUTINGS, TaskTable
 from taskmoe_plugin.moe import (
     Expert,
+    FixedTaskRouter,
     MoELayer,
     MoERecord,
     RoutedBatch,
@@ -41,8 +45,10 @@ class StackConfig:
         freq: every freq-th layer is an MoE layer; 0: none.
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
         table: the tasks; None where no layer routes by task.
+        shape: what extraction has left of the stack; None for a model that was not extracted.
     """
 
+    stack: str
     routing: str
     freq: int
     experts: int
@@ -56,6 +62,7 @@ class StackConfig:
     capacity_factor: float
     eval_capacity_factor: float
     table: TaskTable | None
+    shape: SubnetShape | None
 
     @classmethod
     def from_args(cls, args: Namespace, stack: str) -> StackConfig:
@@ -72,6 +79,7 @@ class StackConfig:
         if expert_dropout is None:
             expert_dropout = args.activation_dropout or getattr(args, "relu_dropout", 0.0) or 0.0
         return cls(
+            stack=stack,
             routing=routing,
             freq=freq,
             experts=args.moe_expert_count,
@@ -85,21 +93,36 @@ class StackConfig:
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
             table=_task_table(args, routing) if by_task else None,
+            shape=SubnetShape.of(args, stack),
         )
 
     def is_moe_layer(self, index: int) -> bool:
         """Whether layer ``index``, counted from 0, is an MoE layer."""
         return self.freq > 0 and (index + 1) % self.freq == 0
 
-    def build_layer(self) -> MoELayer:
-        """A freshly initialised MoE layer."""
-        activation = utils.get_activation_fn(self.activation)
-        experts = [Expert(self.width, self.ffn_dim, activation, self.expert_dropout) for _ in range(self.experts)]
-        return MoELayer(self._build_router(), experts, self.capacity_factor, self.eval_capacity_factor)
+    def dense_layer(self, cfg: Any, index: int) -> Any:
+        """The fairseq configuration of dense layer ``index``, which in a subnet has a width of its own."""
+        if self.shape is None or not self.shape.ffn_dims:
+            return cfg
+        own = copy(cfg)
+        setattr(own, self.stack, replace(getattr(cfg, self.stack), ffn_embed_dim=self.shape.ffn_dims[index]))
+        return own
 
-    def _build_router(self) -> Router:
+    def build_layer(self, index: int) -> MoELayer:
+        """A freshly initialised MoE layer, layer ``index`` of the stack."""
+        activation = utils.get_activation_fn(self.activation)
+        kept = self.shape.experts.get(index) if self.shape else None
+        indices = range(self.experts) if kept is None else kept
+        experts = [Expert(self.width, self.ffn_dim, activation, self.expert_dropout) for _ in indices]
+        router = self.build_router(fixed=kept is not None)
+        return MoELayer(router, experts, self.capacity_factor, self.eval_capacity_factor, indices)
+
+    def build_router(self, fixed: bool = False) -> Router:
+        """A freshly initialised router; a fixed one gets its table from the checkpoint."""
         if self.table is not None:
             tasks = len(self.table.names)
+            if fixed:
+                return FixedTaskRouter(tasks, self.experts, self.top_k)
             if self.static:
                 return StaticTaskRouter(tasks, self.experts, self.top_k)
             return TaskRouter(tasks, self.width, self.experts, self.top_k, self.jitter)

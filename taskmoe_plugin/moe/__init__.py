@@ -11,6 +11,7 @@ from taskmoe_plugin.moe.experts import Expert
 from taskmoe_plugin.moe.layer import MoELayer, MoERecord
 from taskmoe_plugin.moe.losses import balance_loss, experts_in_use, gate_entropy, z_loss
 from taskmoe_plugin.moe.routers import (
+    FixedTaskRouter,
     Gates,
     Router,
     SentenceRouter,

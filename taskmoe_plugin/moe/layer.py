@@ -35,18 +35,18 @@ class MoELayer(nn.Module):
     Args:
         router: gives every token its experts.
         experts: one feed-forward network per expert.
-        indices: the global index of each; 0, 1, … by default. A subnet lacks experts that its tasks do not use.
         capacity_factor: in training an expert takes at most ceil(factor · K · N / E) tokens; 0: dropless.
         eval_capacity_factor: the same in evaluation.
+        indices: the global index of each expert, 0, 1, … by default; a subnet lacks those that its tasks do not use.
     """
 
     def __init__(
         self,
         router: Router,
         experts: Iterable[Expert],
-        indices: Iterable[int] | None = None,
         capacity_factor: float = 0.0,
         eval_capacity_factor: float = 0.0,
+        indices: Iterable[int] | None = None,
     ) -> None:
         super().__init__()
         self.router = router
