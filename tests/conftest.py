@@ -1,0 +1,25 @@
+"""Settings and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests.helpers.corpus import Corpus, write_corpus
+
+# fairseq's commands would bind the root logger to whatever sys.stdout is when the first of them is imported.
+logging.getLogger().addHandler(logging.NullHandler())
+torch.set_num_threads(1)
+
+# The same examples every time, and no limit on how long one takes on a busy machine.
+settings.register_profile("taskmoe", deadline=None, derandomize=True, database=None)
+settings.load_profile("taskmoe")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The made-up corpus, binarised."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))

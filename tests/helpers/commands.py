@@ -1,0 +1,77 @@
+"""fairseq's commands, run within the test's process: the same entry points, without their start-up time."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import logging
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import taskmoe_plugin
+
+USER_DIR = Path(taskmoe_plugin.__file__).parent
+
+
+@dataclass
+class Output:
+    """What a command printed and logged."""
+
+    stdout: str = ""
+    records: list[tuple[str, str]] = field(default_factory=list)
+
+    def stats(self, name: str) -> list[dict[str, Any]]:
+        """The statistics logged as ``train_inner``, ``train``, ``valid`` or a subset's name, as JSON has them."""
+        return [json.loads(text) for logger, text in self.records if logger == name and text.startswith("{")]
+
+    def lines(self, kind: str) -> dict[int, list[str]]:
+        """The fields of the lines that fairseq-generate marks with a letter, e.g. H, by sentence number."""
+        found = {}
+        for line in self.stdout.splitlines():
+            head, *fields = line.split("\t")
+            mark, _, number = head.partition("-")
+            if mark == kind and number.isdigit():
+                found[int(number)] = fields
+        return found
+
+    @property
+    def hypotheses(self) -> dict[int, tuple[float, str]]:
+        """Score and text of every hypothesis, by sentence number."""
+        return {number: (float(score), text) for number, (score, text) in self.lines("H").items()}
+
+
+class _Recorder(logging.Handler):
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.INFO)
+        self.output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.output.records.append((record.name, record.getMessage()))
+
+
+def run(tool: str, *argv: Any, stdin: str = "") -> Output:
+    """Run ``fairseq-TOOL`` with arguments.
+
+    Raises:
+        SystemExit: the tool exits with a status.
+    """
+    command = importlib.import_module(f"fairseq_cli.{tool}")
+    output, printed, recorder = Output(), io.StringIO(), None
+    root = logging.getLogger()
+    recorder, level, before = _Recorder(output), root.level, (sys.argv, sys.stdin)
+    root.addHandler(recorder)
+    root.setLevel(logging.INFO)
+    sys.argv, sys.stdin = [f"fairseq-{tool}", *map(str, argv)], io.StringIO(stdin)
+    try:
+        with redirect_stdout(printed):
+            command.cli_main()
+    finally:
+        sys.argv, sys.stdin = before
+        root.removeHandler(recorder)
+        root.setLevel(level)
+        output.stdout = printed.getvalue()
+    return output

@@ -1,0 +1,64 @@
+"""Imports point one way: moe needs torch alone, and cli stands above everything."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import taskmoe_plugin
+
+PACKAGE = Path(taskmoe_plugin.__file__).parent
+MAY_IMPORT = {
+    "moe": {"moe"},
+    "models": {"moe", "models", "errors"},
+    "criterions": {"moe", "models", "criterions", "errors"},
+    "tasks": {"moe", "models", "tasks", "errors"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, dotted."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_the_parts_below_it(part: str) -> None:
+    for path in (PACKAGE / part).rglob("*.py"):
+        parts = {name.split(".")[1] for name in imported(path) if name.startswith("taskmoe_plugin.")}
+        assert parts <= MAY_IMPORT[part], path
+
+
+def test_no_module_imports_another_ones_private_names() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        private = [name for name in imported(path) if name.startswith("taskmoe_plugin.") and "._" in name]
+        assert not private, path
+
+
+def test_moe_works_where_fairseq_is_not_installed() -> None:
+    script = f"""
+import importlib, sys, types
+sys.modules["fairseq"] = sys.modules["fairscale"] = None
+# The package's own __init__ registers with fairseq; moe does without it.
+package = types.ModuleType("taskmoe_plugin")
+package.__path__ = [{str(PACKAGE)!r}]
+sys.modules["taskmoe_plugin"] = package
+import torch
+from taskmoe_plugin.moe import Expert, MoELayer, RoutedBatch, TokenBatch, TokenRouter
+layer = MoELayer(TokenRouter(4, 2, 1), [Expert(4, 8, torch.relu) for _ in range(2)])
+batch = RoutedBatch(TokenBatch.from_padding(torch.zeros(2, 3, dtype=torch.bool)))
+print(tuple(layer(torch.randn(3, 2, 4), batch)[0].shape))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "(3, 2, 4)", result.stderr
