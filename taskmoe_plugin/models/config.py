@@ -85,8 +85,8 @@ def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        pair, tab, group = (part.strip() for part in line.partition("\t"))
-        if not (pair and tab and group):
+        pair, _, group = (part.strip() for part in line.partition("\t"))
+        if not (pair and group):
             usage_error(f"--moe-task-groups {path}: line {number} is not 'pair<TAB>group name': {line!r}")
         groups[pair] = group
     missing = [pair for pair in pairs if pair not in groups]
@@ -120,7 +120,8 @@ def check_args(args: Namespace) -> None:
         usage_error("--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing")
     if not 0 <= args.moe_router_jitter < 1:
         usage_error(f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1")
-    for name in ("checkpoint_activations", "offload_activations"):
+    # Offloading turns checkpointing on: the flag that the user gave comes first.
+    for name in ("offload_activations", "checkpoint_activations"):
         if getattr(args, name, False):
             usage_error(f"--{name.replace('_', '-')}: not supported with MoE layers; leave it out")
     if getattr(args, "quant_noise_pq", 0):

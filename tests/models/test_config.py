@@ -1,0 +1,117 @@
+"""Wrong flags stop before training, with one line that names the flag and exit status 2."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+import pytest
+
+from taskmoe_plugin.models.config import add_moe_args
+from tests.helpers.models import PAIRS, StubTask, build_model
+
+WRONG = [
+    ({"moe_expert_count": 0}, "--moe-expert-count 0: give at least 1"),
+    ({"moe_top_k": 9}, "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8"),
+    ({"moe_top_k": 0}, "--moe-top-k 0: give between 1"),
+    ({"moe_expert_ffn_dim": 0}, "--moe-expert-ffn-dim 0: give at least 1"),
+    ({"encoder_moe_freq": -1}, "--encoder-moe-freq -1: give 0"),
+    ({"decoder_moe_freq": -2}, "--decoder-moe-freq -2: give 0"),
+    ({"moe_capacity_factor": 1.25}, "--moe-capacity-factor 1.25: only token routing has a capacity"),
+    ({"moe_eval_capacity_factor": 2.0}, "--moe-eval-capacity-factor 2: only token routing has a capacity"),
+    ({"moe_capacity_factor": -1.0}, "--moe-capacity-factor -1: give 0"),
+    (
+        {"moe_capacity_factor": 1.0, "encoder_moe_routing": "token", "encoder_moe_freq": 0},
+        "--moe-capacity-factor 1: only",
+    ),
+    (
+        {"moe_task_gate": "static", "encoder_moe_routing": "token", "decoder_moe_routing": "sentence"},
+        "--moe-task-gate static: no stack routes by task",
+    ),
+    ({"moe_router_jitter": 1.0}, "--moe-router-jitter 1.0: give a value from 0"),
+    ({"moe_router_jitter": -0.1}, "--moe-router-jitter -0.1: give a value from 0"),
+    ({"checkpoint_activations": True}, "--checkpoint-activations: not supported"),
+    ({"offload_activations": True}, "--offload-activations: not supported"),
+    ({"quant_noise_pq": 0.1}, "--quant-noise-pq: not supported"),
+    ({"encoder_moe_routing": "group"}, "--moe-task-groups: group routing needs this file"),
+]
+
+
+def message_of(capsys, **flags) -> str:
+    """The one line that building a model with wrong flags prints."""
+    with pytest.raises(SystemExit) as stopped:
+        build_model(**flags)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("taskmoe: error: ")
+    return line
+
+
+@pytest.mark.parametrize(("flags", "expected"), WRONG, ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_a_wrong_flag_is_named(capsys, flags: dict, expected: str) -> None:
+    assert expected in message_of(capsys, **flags)
+
+
+def group_error(capsys, path) -> str:
+    return message_of(capsys, encoder_moe_routing="group", moe_task_groups=str(path))
+
+
+def test_a_missing_group_file_is_named(capsys, tmp_path) -> None:
+    message = group_error(capsys, tmp_path / "none.tsv")
+    assert f"--moe-task-groups {tmp_path / 'none.tsv'}: cannot be read" in message
+
+
+def test_pairs_without_a_group_are_named(capsys, tmp_path) -> None:
+    path = tmp_path / "groups.tsv"
+    path.write_text("".join(f"{pair}\tall\n" for pair in PAIRS[:3]))
+    assert f"{path}: no group for fr-en, de-fr; add a line for each" in group_error(capsys, path)
+
+
+@pytest.mark.parametrize("line", ["en-de all", "en-de\t", "\tall"])
+def test_a_malformed_line_of_a_group_file_is_numbered(capsys, tmp_path, line: str) -> None:
+    path = tmp_path / "groups.tsv"
+    path.write_text(f"de-en\tall\n\n{line}\n")
+    assert f"{path}: line 3 is not 'pair<TAB>group name'" in group_error(capsys, path)
+
+
+def test_a_group_file_that_is_not_utf8_is_named(capsys, tmp_path) -> None:
+    path = tmp_path / "groups.tsv"
+    path.write_bytes(b"en-de\tnordfranz\xf6sisch\n")
+    assert f"{path}: cannot be read" in group_error(capsys, path)
+
+
+def test_a_group_file_may_hold_more_pairs_and_spaces(tmp_path) -> None:
+    path = tmp_path / "groups.tsv"
+    path.write_text("".join(f" {pair} \t two words \n" for pair in (*PAIRS, "cs-en")), encoding="utf-8")
+    model = build_model(encoder_moe_routing="group", moe_task_groups=str(path))
+    assert model.encoder.moe_config.table.names == ("two words",)
+
+
+@pytest.mark.parametrize("flag", ["--encoder-moe-routing", "--decoder-moe-routing", "--moe-task-gate"])
+def test_an_unknown_choice_is_answered_with_the_known_ones(capsys, flag: str) -> None:
+    parser = ArgumentParser()
+    add_moe_args(parser)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args([flag, "language"])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert flag in message
+    assert ("learned" if flag == "--moe-task-gate" else "source") in message
+
+
+def test_a_task_without_language_ids_is_refused(capsys) -> None:
+    task = StubTask()
+    del task.routed_pairs
+    assert "--task taskmoe_translation" in message_of(capsys, task=task)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"moe_capacity_factor": 1.0, "decoder_moe_routing": "token"},
+        {"moe_freq": 0, "moe_capacity_factor": 0.0},
+        {"moe_expert_count": 1, "moe_top_k": 1},
+        {"moe_task_gate": "static", "encoder_moe_routing": "sentence"},
+    ],
+)
+def test_flags_that_work_together_are_accepted(flags: dict) -> None:
+    assert build_model(**flags) is not None
