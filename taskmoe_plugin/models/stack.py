@@ -153,25 +153,26 @@ class StackState:
 class TaskIndex(nn.Module):
     """The tasks of a stack as tensors: which task a row has, and how much of the training data each task is.
 
-    ``tokens``, (number of tasks,) int64, are the training tokens of each task. They weigh the balance loss, are set
-    at the start of every epoch and travel with the checkpoint; until then all tasks count alike.
+    ``share``, (number of tasks,) fp32, is each task's share of the training tokens. It weighs the balance loss, is set
+    at the start of every epoch and travels with the checkpoint; until then all tasks count alike.
     """
 
     lookup: Tensor
-    tokens: Tensor
+    share: Tensor
 
     def __init__(self, table: TaskTable) -> None:
         super().__init__()
         self.table = table
         self.register_buffer("lookup", table.lookup, persistent=False)
-        self.register_buffer("tokens", torch.ones(len(table.names), dtype=torch.int64))
+        # Shares rather than counts: averaging checkpoints averages buffers too, and half precision rounds them.
+        self.register_buffer("share", torch.full((len(table.names),), 1.0 / len(table.names)))
 
     def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], int]) -> None:
-        """Count the tokens of each task from those of each (source language id, target language id)."""
-        counts = torch.zeros_like(self.tokens)
+        """Set the share of each task from the tokens of each (source language id, target language id)."""
+        counts = torch.zeros(self.share.numel(), dtype=torch.int64)
         for (source, target), tokens in pair_tokens.items():
             counts[self.lookup[source, target]] += tokens
-        self.tokens.copy_(counts)
+        self.share.copy_(counts / counts.sum())
 
     def route(self, tokens: TokenBatch, src_lang_id: Tensor | None, tgt_lang_id: Tensor | None) -> RoutedBatch:
         """The batch as the stack's task routers see it.
@@ -190,4 +191,5 @@ class TaskIndex(nn.Module):
         if -1 in present:
             raise ValueError("a row's source and target language are a pair that the gates do not know")
         only_task = present.pop() if len(present) == 1 and tokens.index is None else None
-        return RoutedBatch(tokens, task, only_task, self.tokens.float() / self.tokens.sum())
+        share = self.share.float()
+        return RoutedBatch(tokens, task, only_task, share / share.sum())
