@@ -1,0 +1,68 @@
+"""Step by step the decoder gives what it gives at once, and language ids follow their rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.models import COMBINATIONS, build_grouped, build_model, dictionary, net_input, rows
+
+
+@pytest.mark.parametrize("routing", COMBINATIONS, ids="/".join)
+def test_incremental_decoding_equals_decoding_at_once(tmp_path, routing: tuple[str, str]) -> None:
+    flags = dict(zip(("encoder_moe_routing", "decoder_moe_routing"), routing))
+    model = build_grouped(tmp_path, moe_freq=1, moe_expert_count=4, **flags).double()
+    batch = net_input(rows(), left=False)
+    prefixes = batch.pop("prev_output_tokens")
+    prefixes[prefixes.eq(dictionary().pad())] = 7  # all targets equally long: decoding goes on for every row
+    with torch.no_grad():
+        encoder_out = model.encoder(**batch)
+        at_once, _ = model.decoder(prefixes, encoder_out)
+        state: dict = {}
+        steps = [model.decoder(prefixes[:, : t + 1], encoder_out, state)[0] for t in range(prefixes.size(1))]
+    torch.testing.assert_close(torch.cat(steps, dim=1), at_once, atol=1e-6, rtol=1e-5)
+
+
+def test_reordering_the_encoder_output_takes_the_language_ids_along() -> None:
+    model = build_model()
+    batch = net_input(rows(3))
+    del batch["prev_output_tokens"]
+    order = torch.tensor([2, 2, 0, 1])
+    reordered = model.encoder.reorder_encoder_out(model.encoder(**batch), order)
+    for name in ("src_lang_id", "tgt_lang_id"):
+        assert reordered[name][0].tolist() == batch[name][order].tolist()
+    again = model.encoder.reorder_encoder_out(reordered, torch.tensor([1, 3]))
+    assert again["tgt_lang_id"][0].tolist() == batch["tgt_lang_id"][[2, 1]].tolist()
+
+
+def test_a_model_that_routes_by_token_decodes_without_language_ids() -> None:
+    model = build_model(encoder_moe_routing="token", decoder_moe_routing="sentence")
+    batch = net_input(rows(3))
+    del batch["src_lang_id"], batch["tgt_lang_id"], batch["prev_output_tokens"]
+    reordered = model.encoder.reorder_encoder_out(model.encoder(**batch), torch.tensor([0, 2]))
+    assert reordered["src_lang_id"] == reordered["tgt_lang_id"] == []
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_task_routing_without_language_ids_says_what_is_missing(stack: str) -> None:
+    model = build_model(**{f"{'decoder' if stack == 'encoder' else 'encoder'}_moe_freq": 0})
+    batch = net_input(rows(3))
+    del batch["src_lang_id"]
+    with pytest.raises(ValueError, match="--source-lang and --target-lang"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_a_pair_that_was_not_trained_is_refused_rather_than_routed_somehow(stack: str) -> None:
+    model = build_model(**{"moe_freq": 0, f"{stack}_moe_freq": 2, f"{stack}_moe_routing": "pair"})
+    with pytest.raises(ValueError, match="a pair that the gates do not know"):
+        model(**net_input(rows(2, pairs=["en-de", "fr-de"])))
+
+
+def test_the_decoders_sentence_gate_sees_the_source_and_no_later_target_word() -> None:
+    model = build_model(moe_freq=1, encoder_moe_routing="sentence", decoder_moe_routing="sentence").double()
+    batch = net_input(rows(1) * 2, left=False)
+    changed = {**batch, "prev_output_tokens": batch["prev_output_tokens"].clone()}
+    changed["prev_output_tokens"][:, -1] = 5
+    before, after = (model(**each)[0] for each in (batch, changed))
+    torch.testing.assert_close(before[:, :-1], after[:, :-1])

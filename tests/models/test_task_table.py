@@ -1,0 +1,62 @@
+"""Which task a pair of languages has under each routing."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskmoe_plugin.models.task_table import TASK_ROUTINGS, TaskTable, split_pair
+
+LANGS = ("en", "de", "fr", "cs")
+PAIRS = ("de-en", "en-de", "fr-en")
+
+
+def task_of(table: TaskTable, pair: str) -> str | None:
+    """The name of a pair's task, None if it has none."""
+    source, target = (LANGS.index(lang) + 1 for lang in split_pair(pair))
+    index = int(table.lookup[source, target])
+    return table.names[index] if index >= 0 else None
+
+
+def test_source_routing_knows_every_target_of_a_trained_source() -> None:
+    table = TaskTable.build("source", LANGS, PAIRS)
+    assert table.names == ("en", "de", "fr")
+    assert task_of(table, "fr-en") == task_of(table, "fr-cs") == "fr"
+    assert task_of(table, "cs-en") is None
+
+
+def test_target_routing_knows_every_source_of_a_trained_target() -> None:
+    table = TaskTable.build("target", LANGS, PAIRS)
+    assert table.names == ("en", "de")
+    assert task_of(table, "cs-de") == "de"
+    assert task_of(table, "en-fr") is None
+
+
+def test_pair_routing_knows_the_trained_pairs_alone() -> None:
+    table = TaskTable.build("pair", LANGS, PAIRS)
+    assert table.names == PAIRS
+    assert [task_of(table, pair) for pair in PAIRS] == list(PAIRS)
+    assert task_of(table, "en-fr") is None
+
+
+def test_group_routing_knows_the_groups_of_the_trained_pairs() -> None:
+    table = TaskTable.build("group", LANGS, PAIRS, {"de-en": "in", "fr-en": "in", "en-de": "out"})
+    assert table.names == ("in", "out")
+    assert [task_of(table, pair) for pair in PAIRS] == ["in", "out", "in"]
+    assert task_of(table, "en-fr") is None
+
+
+def test_a_pair_without_a_group_is_an_error() -> None:
+    with pytest.raises(KeyError, match="fr-en"):
+        TaskTable.build("group", LANGS, PAIRS, {"de-en": "in", "en-de": "out"})
+
+
+@pytest.mark.parametrize("routing", TASK_ROUTINGS)
+def test_no_row_of_unknown_language_has_a_task(routing: str) -> None:
+    table = TaskTable.build(routing, LANGS, PAIRS, dict.fromkeys(PAIRS, "all"))
+    assert (table.lookup[0] == -1).all()
+    assert (table.lookup[:, 0] == -1).all()
+
+
+def test_a_lone_language_is_its_own_pair() -> None:
+    assert split_pair("cs") == ("cs", "cs")
+    assert split_pair("en-de") == ("en", "de")
