@@ -1,0 +1,169 @@
+"""The trained model's file. Its tensors stay on disk until one is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+from torch import Tensor
+
+from taskmoe_plugin.subnet import pages
+from taskmoe_plugin.subnet.errors import SubnetError
+
+MODEL = "taskmoe_transformer"
+TIED = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"
+
+
+class MappedTensors:
+    """The tensors of a model in a memory-mapped checkpoint; those that share weights are one."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+        self.path = path
+        self.tied = tied
+        self._tensors = tensors
+        pages.disable_readahead(tensors.values())
+
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self._tensors)
+
+    def tensor(self, name: str, rows: Tensor | None = None) -> Tensor:
+        """A copy of a tensor in memory, or of some of its rows (int64).
+
+        Raises:
+            SubnetError: there is no tensor of this name.
+        """
+        mapped = self.mapped(name)
+        return pages.read(mapped) if rows is None else pages.read_rows(mapped, rows)
+
+    def mapped(self, name: str) -> Tensor:
+        """A tensor that is still on disk: for its shape and type.
+
+        Raises:
+            SubnetError: there is no tensor of this name.
+        """
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise SubnetError(
+                f"--path {self.path}: the tensor {name} is missing; give a complete checkpoint, not one process's share"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A ``taskmoe_transformer`` checkpoint.
+
+    Attributes:
+        path: where it is.
+        cfg: fairseq's configuration, of which ``model`` and ``task`` are argparse Namespaces.
+        optimizer_history: fairseq's record of optimizers, without their states.
+        tensors: the tensors of the model.
+    """
+
+    path: Path
+    cfg: dict[str, Any]
+    optimizer_history: list[dict[str, Any]]
+    tensors: MappedTensors
+
+    @property
+    def args(self) -> Namespace:
+        """The arguments of the model."""
+        return self.cfg["model"]  # type: ignore[no-any-return]
+
+    @property
+    def langs(self) -> list[str]:
+        """The languages, in the order of their ids."""
+        return self.args.taskmoe_langs.split(",")  # type: ignore[no-any-return]
+
+    @property
+    def pairs(self) -> list[str]:
+        """The language pairs that the model was trained on."""
+        return self.args.taskmoe_lang_pairs.split(",")  # type: ignore[no-any-return]
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Map a checkpoint into memory without reading its tensors.
+
+        Raises:
+            SubnetError: the file is missing, broken, unsafe, or no ``taskmoe_transformer`` checkpoint.
+        """
+        state = _load(path)
+        cfg = state.get("cfg") if isinstance(state, dict) else None
+        if not isinstance(cfg, dict) or "model" not in state or "optimizer_history" not in state:
+            raise SubnetError(f"--path {path}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
+        args = cfg.get("model")
+        _check_model(path, args)
+        tensors = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
+        return cls(path, cfg, state["optimizer_history"], MappedTensors(path, tensors, _tied(args)))
+
+
+def _exact_offsets() -> AbstractContextManager[Any]:
+    # Otherwise PyTorch looks every tensor's place up in the file, and with read-ahead that is most of the file.
+    try:
+        from torch.utils.serialization import config
+    except ImportError:  # before PyTorch 2.7
+        return nullcontext()
+    return config.patch({"load.calculate_storage_offsets": True})  # type: ignore[no-any-return]
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise SubnetError(f"--path {path}: no such file; give a checkpoint_*.pt that training wrote")
+    try:
+        with _exact_offsets():
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = next((line for line in str(error).splitlines() if "global" in line.lower()), "")
+        raise SubnetError(
+            f"--path {path}: holds Python objects that safe loading refuses ({_short(refused)}); "
+            "give a checkpoint that training wrote, with nothing added"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise SubnetError(
+            f"--path {path}: truncated, corrupted or no PyTorch checkpoint ({_short(str(error))}); copy it again"
+        ) from error
+
+
+def _short(text: str, limit: int = 120) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _check_model(path: Path, args: Any) -> None:
+    arch = getattr(args, "arch", None) or (args.get("_name") if isinstance(args, dict) else None)
+    model = ARCH_MODEL_NAME_REGISTRY.get(arch, arch)
+    if model != MODEL:
+        kind = "a dense model, which has no experts" if model == "transformer" else f"not {MODEL}"
+        raise SubnetError(f"--path {path}: a checkpoint of architecture {arch}, {kind}; give one of {MODEL}")
+    if getattr(args, "taskmoe_subnet", None):
+        raise SubnetError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
+
+
+def _tied(args: Namespace) -> dict[str, str]:
+    """Tensors that are the same parameter as another one, which fairseq stores once or several times over."""
+    source, target, output = TIED
+    tied = {}
+    if args.share_all_embeddings or getattr(args, "merge_src_tgt_embed", False):
+        tied = {target: source, output: source}
+    elif args.share_decoder_input_output_embed:
+        tied = {output: target}
+    return tied
+
+
+def sha256(path: Path, advance: Callable[[int], object]) -> str:
+    """SHA-256 of a file, in hexadecimal; ``advance`` is told of the bytes as they are read."""
+    digest, chunk = hashlib.sha256(), bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            digest.update(memoryview(chunk)[:count])
+            advance(count)
+    return digest.hexdigest()

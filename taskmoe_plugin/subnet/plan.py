@@ -1,0 +1,134 @@
+"""What becomes of each stack."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+from taskmoe_plugin.models.config import STACKS
+from taskmoe_plugin.models.stack import StackConfig
+from taskmoe_plugin.models.task_table import split_pair
+from taskmoe_plugin.moe import Gates
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
+from taskmoe_plugin.subnet.errors import SubnetError
+from taskmoe_plugin.subnet.gates import task_tables
+
+
+class Fate(Enum):
+    """What becomes of a stack."""
+
+    DENSE = "dense"  # it has no MoE layer
+    FOLDED = "folded"  # the experts of the one task become one feed-forward network
+    ROUTED = "routed by task"  # the experts of several tasks are kept, and which task uses which
+    WHOLE = "all experts"  # it routes by sentence or token, and keeps everything
+
+
+@dataclass(frozen=True)
+class StackPlan:
+    """What becomes of one stack.
+
+    Attributes:
+        config: the stack of the full model.
+        fate: see ``Fate``.
+        layers: number of layers.
+        moe_layers: indices of its MoE layers.
+        gates: for each MoE layer that routes by task, the gates of the kept tasks, U = len(tasks).
+        tasks: names of the kept tasks; those of ``table_args``.
+        task: the place in ``tasks`` of each pair's task.
+    """
+
+    config: StackConfig
+    fate: Fate
+    layers: int
+    moe_layers: list[int]
+    gates: dict[int, tuple[Tensor, Tensor]]
+    tasks: tuple[str, ...]
+    task: dict[str, int]
+
+    def kept_experts(self, layer: int) -> tuple[int, ...]:
+        """Global indices of the experts that an MoE layer keeps, ascending."""
+        if self.fate is Fate.WHOLE:
+            return tuple(range(self.config.experts))
+        return tuple(sorted(set(self.gates[layer][0].flatten().tolist())))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of the model.
+
+    Attributes:
+        pairs: the pairs that the subnet translates.
+        stacks: the two stacks, by name.
+    """
+
+    pairs: tuple[str, ...]
+    stacks: dict[str, StackPlan]
+
+    @property
+    def dense(self) -> bool:
+        """Whether no MoE layer is left."""
+        return all(stack.fate in (Fate.DENSE, Fate.FOLDED) for stack in self.stacks.values())
+
+    @property
+    def form(self) -> str:
+        """What to call the subnet: folded, partial or union."""
+        if self.dense:
+            return "folded"
+        return "union" if len(self.pairs) > 1 else "partial"
+
+
+def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
+    """Plan the subnet of some pairs.
+
+    Raises:
+        SubnetError: a pair was not trained, or the model has nothing that could be left out.
+    """
+    for pair in pairs:
+        if pair not in checkpoint.pairs:
+            raise SubnetError(
+                f"--lang-pairs {pair}: {checkpoint.path} was not trained on it; it has {','.join(checkpoint.pairs)}"
+            )
+    stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}
+    if not any(stack.gates for stack in stacks.values()):
+        raise SubnetError(
+            f"--path {checkpoint.path}: no stack routes by task, so every pair needs the whole model; train with "
+            "source, target, pair or group routing"
+        )
+    return Plan(tuple(pairs), stacks)
+
+
+def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> StackPlan:
+    config = StackConfig.from_args(checkpoint.args, stack)
+    layers = getattr(checkpoint.args, f"{stack}_layers")
+    moe_layers = [index for index in range(layers) if config.is_moe_layer(index)]
+    if config.table is None or not moe_layers:
+        return StackPlan(config, Fate.WHOLE if moe_layers else Fate.DENSE, layers, moe_layers, {}, (), {})
+    kept = StackConfig.from_args(args_for(checkpoint.args, pairs), stack).table
+    assert kept is not None
+    rows = [config.table.names.index(name) for name in kept.names]
+    tables = task_tables(checkpoint.tensors, config, moe_layers)
+    gates = {layer: _rows(table, rows) for layer, table in tables.items()}
+    task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
+    fate = Fate.FOLDED if len(pairs) == 1 else Fate.ROUTED
+    return StackPlan(config, fate, layers, moe_layers, gates, kept.names, task)
+
+
+def args_for(args: Namespace, pairs: Sequence[str]) -> Namespace:
+    """The model's arguments as if it had been trained on these pairs alone."""
+    args = copy(args)
+    args.taskmoe_lang_pairs = ",".join(pairs)
+    return args
+
+
+def _rows(table: Gates, rows: list[int]) -> tuple[Tensor, Tensor]:
+    return table.experts[rows], table.weights[rows]
+
+
+def _ids(langs: list[str], pair: str) -> tuple[int, int]:
+    source, target = split_pair(pair)
+    return langs.index(source) + 1, langs.index(target) + 1

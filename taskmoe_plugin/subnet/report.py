@@ -1,0 +1,119 @@
+"""What is said of a subnet: ``subnet.json`` and the printed table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from taskmoe_plugin.subnet.checkpoint import MappedTensors
+from taskmoe_plugin.subnet.plan import Plan, StackPlan
+
+BUFFERS = ("encoder.version", "decoder.version", "encoder.tasks.tokens", "decoder.tasks.tokens")
+HEADER = ("pairs", "form", "parameters", "of", "ratio", "bytes", "of", "seconds")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters and their bytes; weights that are shared count once."""
+
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def of_model(cls, tensors: MappedTensors) -> Size:
+        """The size of the full model."""
+        return cls._of({name: tensors.mapped(name) for name in tensors.names() if name not in tensors.tied})
+
+    @classmethod
+    def of_weights(cls, weights: dict[str, Tensor]) -> Size:
+        """The size of a subnet's tensors."""
+        return cls._of({id(tensor): tensor for name, tensor in weights.items() if name not in BUFFERS})
+
+    @classmethod
+    def _of(cls, tensors: dict[Any, Tensor]) -> Size:
+        kept = [tensor for name, tensor in tensors.items() if name not in BUFFERS]
+        return cls(sum(tensor.numel() for tensor in kept), sum(tensor.nbytes for tensor in kept))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: the pairs.
+        form: folded, partial or union.
+        full, subnet: the sizes before and after; the subnet's bytes are those of its directory.
+        seconds: how long extraction took.
+    """
+
+    name: str
+    form: str
+    full: Size
+    subnet: Size
+    seconds: float
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The table of what was extracted, with a header, columns aligned."""
+    cells: list[Sequence[str]] = [HEADER]
+    for row in rows:
+        ratio = row.full.parameters / row.subnet.parameters
+        counts = [f"{size.parameters:,}" for size in (row.subnet, row.full)]
+        sizes = [readable(size.bytes) for size in (row.subnet, row.full)]
+        cells.append((row.name, row.form, *counts, f"{ratio:.1f}", *sizes, f"{row.seconds:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join(_line(line, widths) for line in cells)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    aligned = [cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(zip(cells, widths))]
+    return "  ".join(aligned).rstrip()
+
+
+def readable(count: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def gates_of(plan: Plan) -> dict[str, Any]:
+    """The experts and gate weights of every MoE layer: stack → layer → pair → list of [expert, weight], best first.
+
+    Layers that keep all their experts have the word ``all``.
+    """
+    return {
+        stack: {str(layer): _layer_gates(stack_plan, layer) for layer in stack_plan.moe_layers}
+        for stack, stack_plan in plan.stacks.items()
+    }
+
+
+def _layer_gates(stack: StackPlan, layer: int) -> Any:
+    if layer not in stack.gates:
+        return "all"
+    experts, weights = (table.tolist() for table in stack.gates[layer])
+    return {pair: list(map(list, zip(experts[task], weights[task]))) for pair, task in stack.task.items()}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of installed packages; those that are not installed are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that people can read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
