@@ -14,7 +14,7 @@ from torch import Tensor
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.plan import Plan, StackPlan
 
-BUFFERS = ("encoder.version", "decoder.version", "encoder.tasks.tokens", "decoder.tasks.tokens")
+BUFFERS = ("encoder.version", "decoder.version", "encoder.tasks.share", "decoder.tasks.share")
 HEADER = ("pairs", "form", "parameters", "of", "ratio", "bytes", "of", "seconds")
 
 
@@ -86,7 +86,7 @@ def readable(count: float) -> str:
 
 
 def gates_of(plan: Plan) -> dict[str, Any]:
-    """The experts and gate weights of every MoE layer: stack → layer → pair → list of [expert, weight], best first.
+    """The experts and gate weights of every MoE layer: stack → layer → pair → experts and weights, best first.
 
     Layers that keep all their experts have the word ``all``.
     """
@@ -100,7 +100,7 @@ def _layer_gates(stack: StackPlan, layer: int) -> Any:
     if layer not in stack.gates:
         return "all"
     experts, weights = (table.tolist() for table in stack.gates[layer])
-    return {pair: list(map(list, zip(experts[task], weights[task]))) for pair, task in stack.task.items()}
+    return {pair: {"experts": experts[task], "weights": weights[task]} for pair, task in stack.task.items()}
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _subnet_tensors(tensors: MappedTensors, plan: Plan, read: Callable[[str], Te
                 yield from ((expert + part, read(expert + part)) for part in _FFN)
             yield from _router(tensors, stack, layer, prefix + "moe.router.")
         if stack.fate is Fate.ROUTED:
-            yield f"{name}.tasks.tokens", _kept_tokens(tensors, stack)
+            yield f"{name}.tasks.share", _kept_share(tensors, stack)
 
 
 def _feed_forward(read: Callable[[str], Tensor], prefix: str) -> FeedForward:
@@ -109,7 +109,7 @@ def _router(tensors: MappedTensors, stack: StackPlan, layer: int, prefix: str) -
         yield from zip((prefix + "experts", prefix + "weights"), stack.gates[layer])
 
 
-def _kept_tokens(tensors: MappedTensors, stack: StackPlan) -> Tensor:
+def _kept_share(tensors: MappedTensors, stack: StackPlan) -> Tensor:
     assert stack.config.table is not None
-    tokens = tensors.tensor(f"{stack.config.stack}.tasks.tokens")
-    return tokens[[stack.config.table.names.index(task) for task in stack.tasks]]
+    share = tensors.tensor(f"{stack.config.stack}.tasks.share")
+    return share[[stack.config.table.names.index(task) for task in stack.tasks]]
