@@ -6,6 +6,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from taskmoe_plugin.cli import bench
+
 
 def build_parser() -> ArgumentParser:
     """The command line of ``taskmoe``; every subcommand sets ``run``, a function of the parsed arguments."""
@@ -13,6 +15,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     user_dir = commands.add_parser("user-dir", help="print the directory to give to fairseq's --user-dir")
     user_dir.set_defaults(run=lambda args: print(Path(__file__).parents[1]))
+    bench.add_parser(commands)
     return parser
 
 

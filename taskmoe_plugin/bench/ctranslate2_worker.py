@@ -1,0 +1,45 @@
+"""A process that translates with CTranslate2. Run as a file, so that its memory has nothing of PyTorch and fairseq in it.
+
+It speaks the protocol of ``workers.py``, which it therefore cannot import.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+import ctranslate2
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had resident."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    """Load a model; each later message gives ``sentences``, lists of tokens, to translate as one batch."""
+    setup = json.loads(sys.stdin.readline())
+    translator = ctranslate2.Translator(setup["path"], intra_threads=setup["threads"], compute_type=setup["compute_type"])
+    print(json.dumps({"peak_bytes": peak_bytes()}), flush=True)
+    for line in sys.stdin:
+        sentences = json.loads(line)["sentences"]
+        source = [setup["source_prefix"] + tokens for tokens in sentences]
+        target_prefix = [setup["target_prefix"]] * len(source) if setup["target_prefix"] else None
+        start = time.perf_counter()
+        results = translator.translate_batch(
+            source,
+            target_prefix,
+            beam_size=setup["beam"],
+            min_decoding_length=setup["length"],
+            max_decoding_length=setup["length"],
+        )
+        seconds = time.perf_counter() - start
+        tokens = sum(len(result.hypotheses[0]) for result in results)
+        print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_bytes()}), flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("CT2_VERBOSE", "-3")
+    main()

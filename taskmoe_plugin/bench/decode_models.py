@@ -1,0 +1,116 @@
+"""The models that ``taskmoe bench decode`` compares, made of one checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import options, tasks
+from fairseq.data import Dictionary, data_utils, indexed_dataset
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.trainer import Trainer
+
+from taskmoe_plugin.bench.model_args import moe_args
+from taskmoe_plugin.cli.extract_subnet import main as extract_subnet
+from taskmoe_plugin.errors import usage_error
+
+KEPT = 4  # the random text uses one word in so many
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is translated, and the full model that does.
+
+    Attributes:
+        data: the binarised data.
+        checkpoint: the full model.
+        pair: the language pair.
+        sentences: lists of tokens.
+    """
+
+    data: Path
+    checkpoint: Path
+    pair: str
+    sentences: list[list[str]]
+
+
+def given_source(args: Namespace, sentences: int) -> Source:
+    """The user's own model and test set, repeated until there are enough sentences; or stop with a usage error."""
+    if not (args.path and args.lang_pair):
+        usage_error("DATA_BIN needs --path CKPT and --lang-pair PAIR; without all three, random models are measured")
+    lang = args.lang_pair.split("-")[0]
+    data, name = Path(args.data_bin), f"test.{args.lang_pair}.{lang}"
+    dictionary = data / f"dict.{lang}.txt"
+    for path in (Path(args.path), data / f"{name}.bin", dictionary):
+        if not path.is_file():
+            usage_error(f"{path}: no such file; give a checkpoint and the DATA_BIN with the test set of --lang-pair")
+    words = Dictionary.load(str(dictionary))
+    test = data_utils.load_indexed_dataset(str(data / name), words)
+    found = [words.string(test[index]).split() for index in range(min(len(test), sentences))]
+    return Source(data, Path(args.path), args.lang_pair, list(islice(cycle(found), sentences)))
+
+
+def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
+    """A model with random weights, and random text that uses a quarter of the vocabulary."""
+    langs = ["en", "de", *(f"x{index}" for index in range(2, args.tasks))]
+    pairs = [pair for lang in langs[1:] for pair in (f"en-{lang}", f"{lang}-en")]
+    words = Dictionary()
+    for index in range(args.vocabulary - len(langs) - words.nspecial):
+        words.add_symbol(f"w{index}")
+    for lang in langs:
+        words.save(str(directory / f"dict.{lang}.txt"))
+    used = torch.randperm((len(words) - words.nspecial) // KEPT) + words.nspecial
+    for lang in ("en", "de"):
+        prefix = str(directory / f"train.en-de.{lang}")
+        builder = indexed_dataset.make_builder(f"{prefix}.bin", impl="mmap", vocab_size=len(words))
+        builder.add_item(used)
+        builder.finalize(f"{prefix}.idx")
+    fairseq_args = [
+        str(directory), "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs), *moe_args(args, "task", args.experts),
+        "--share-all-embeddings", "--encoder-langtok", "tgt", "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096",
+        "--cpu",
+    ]  # fmt: skip
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), fairseq_args))
+    task = tasks.setup_task(cfg.task)
+    trainer = Trainer(cfg, task, task.build_model(cfg.model), task.build_criterion(cfg.criterion))
+    checkpoint = directory / "full.pt"
+    trainer.consolidate_optimizer()
+    trainer.save_checkpoint(str(checkpoint), {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0}})
+    chosen = used[torch.randint(len(used), (sentences, args.length))]
+    return Source(directory, checkpoint, "en-de", [[words[word] for word in row] for row in chosen.tolist()])
+
+
+def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: Any) -> Path:
+    """Write the checkpoint of a freshly initialised model that differs from another one in some of its arguments."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    cfg = state["cfg"]
+    vars(cfg["model"]).update(model_args)
+    cfg["task"].data = str(data)
+    state["model"] = tasks.setup_task(cfg["task"]).build_model(cfg["model"]).state_dict()
+    state.pop("last_optimizer_state", None)
+    torch.save(state, path)
+    return path
+
+
+def subnet(source: Source, directory: Path, *flags: str) -> Path:
+    """Extract the subnet of the pair as ``fairseq-extract-subnet`` does; returns its directory."""
+    with redirect_stdout(sys.stderr):
+        extract_subnet([str(source.data), "--path", str(source.checkpoint), "--lang-pairs", source.pair,
+                        "--output-dir", str(directory), *flags])  # fmt: skip
+    return directory / source.pair
+
+
+def language_tokens(source: Source) -> dict[str, list[str]]:
+    """The tokens that fairseq puts before the source and the target, and that CTranslate2 must be given."""
+    task = torch.load(source.checkpoint, map_location="cpu", weights_only=True, mmap=True)["cfg"]["task"]
+    langs = dict(zip(("src", "tgt"), source.pair.split("-")))
+    return {
+        "source_prefix": [f"__{langs[task.encoder_langtok]}__"] if task.encoder_langtok else [],
+        "target_prefix": [f"__{langs['tgt']}__"] if task.decoder_langtok else [],
+    }

@@ -1,0 +1,46 @@
+"""A process that translates with fairseq."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import GenerationConfig
+
+from taskmoe_plugin.bench.workers import Message, serve
+
+
+def set_up(message: Message) -> Any:
+    """Load a checkpoint; each later message gives ``sentences``, lists of tokens, to translate as one batch.
+
+    An answer has ``seconds`` and ``tokens``, those of the best hypotheses without the end of sentence.
+    """
+    torch.set_num_threads(message["threads"])
+    source_lang, target_lang = message["pair"].split("-")
+    overrides = {"data": message["data"], "source_lang": source_lang, "target_lang": target_lang}
+    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([message["path"]], arg_overrides=overrides)
+    for model in models:
+        model.eval()
+        model.prepare_for_inference_(cfg)
+    generation = GenerationConfig(beam=message["beam"])
+    if message["length"]:
+        generation.max_len_a, generation.max_len_b, generation.min_len = 0, message["length"], message["length"]
+    generator = task.build_generator(models, generation)
+
+    def translate(message: Message) -> Message:
+        ids = [task.source_dictionary.encode_line(" ".join(tokens), add_if_not_exist=False).long()
+               for tokens in message["sentences"]]  # fmt: skip
+        dataset = task.build_dataset_for_inference(ids, [len(each) for each in ids])
+        batch = dataset.collater([dataset[index] for index in range(len(dataset))])
+        start = time.perf_counter()
+        hypotheses = task.inference_step(generator, models, batch)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "tokens": sum(len(each[0]["tokens"]) - 1 for each in hypotheses)}
+
+    return translate
+
+
+if __name__ == "__main__":
+    serve(set_up)

@@ -1,0 +1,108 @@
+"""``taskmoe bench train``: words per second of fairseq's updates."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from taskmoe_plugin.bench.model_args import dense_args, moe_args
+from taskmoe_plugin.bench.report import Row, progress, table
+from taskmoe_plugin.bench.timing import Summary, paired_ratios, time_in_turns
+from taskmoe_plugin.bench.workers import Worker
+
+REFERENCE = "dense"
+WORKER = ("-m", "taskmoe_plugin.bench.train_worker")
+
+
+def run(args: Namespace) -> list[Row]:
+    """Time updates of every routing and number of experts, each in turns with those of the dense model."""
+    rows: list[Row] = []
+    with TemporaryDirectory() as directory:
+        langs = _write_dictionaries(Path(directory), args)
+        progress("dense")
+        with Worker(WORKER, _setup(args, directory, langs, dense_args(args)), args.threads) as dense:
+            for experts in args.experts:
+                for routing in args.routings:
+                    progress(f"{routing} routing, {experts} experts")
+                    setup = _setup(args, directory, langs, moe_args(args, routing, experts))
+                    with Worker(WORKER, setup, args.threads) as moe:
+                        rows += _measure(args, {REFERENCE: dense, routing: moe}, experts)
+    return rows
+
+
+def _measure(args: Namespace, workers: dict[str, Worker], experts: int) -> list[Row]:
+    last: dict[str, dict[str, Any]] = {}
+
+    def update(name: str) -> None:
+        last[name] = workers[name].ask({})
+
+    systems = {name: lambda name=name: update(name) for name in workers}
+    # The first updates allocate the optimizer's state, for each of the batches that the experts of some task appear in.
+    seconds = time_in_turns(systems, args.repetitions, warmup=2)
+    rows = []
+    for name, values in seconds.items():
+        ratio = paired_ratios(seconds[REFERENCE], values)
+        rows.append(
+            {
+                "experts": experts,
+                "system": name,
+                "words_per_second": last[name]["words"] / Summary.of(values).median,
+                "ratio": ratio.median,
+                "ratio_low": ratio.low,
+                "ratio_high": ratio.high,
+                "parameters": last[name]["parameters"],
+                "peak_bytes": last[name]["peak_bytes"],
+            }
+        )
+    return rows
+
+
+def _write_dictionaries(directory: Path, args: Namespace) -> list[str]:
+    langs = ["en", *(f"x{index}" for index in range(1, args.tasks))]
+    words = "".join(f"w{index} 1\n" for index in range(args.vocabulary))
+    for lang in langs:
+        (directory / f"dict.{lang}.txt").write_text(words, encoding="utf-8")
+    return langs
+
+
+def _setup(args: Namespace, data: str, langs: list[str], system_args: list[str]) -> dict[str, Any]:
+    pairs = [pair for lang in langs[1:] for pair in (f"en-{lang}", f"{lang}-en")]
+    fairseq_args = [
+        data, "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs), *system_args,
+        "--share-all-embeddings", "--label-smoothing", "0.1", "--optimizer", "adam", "--lr", "1e-4",
+        "--max-tokens", str(args.tokens), "--cpu",
+    ]  # fmt: skip
+    return {"args": fairseq_args, "pairs": pairs, "tokens": args.tokens, "length": args.length, "threads": args.threads}
+
+
+def summary(rows: list[Row]) -> str:
+    """A table of words per second, speed relative to dense with quartiles, and memory."""
+    body = [
+        [
+            row["experts"],
+            row["system"],
+            f"{row['words_per_second']:.0f}",
+            f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})",
+            f"{row['parameters'] / 1e6:.0f}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+        ]
+        for row in rows
+    ]
+    return table(["experts", "system", "words/s", "of dense", "parameters, millions", "peak memory, GiB"], body)
+
+
+def draw(rows: list[Row], figure: Any) -> None:
+    """Plot speed relative to dense as bars, one group per number of experts."""
+    axes = figure.subplots()
+    counts = list(dict.fromkeys(row["experts"] for row in rows))
+    systems = [name for name in dict.fromkeys(row["system"] for row in rows) if name != REFERENCE]
+    for place, name in enumerate(systems):
+        found = {row["experts"]: row["ratio"] for row in rows if row["system"] == name}
+        axes.bar([group + place / (len(systems) + 1) for group in range(len(counts))], [found[count] for count in counts],
+                 width=0.9 / (len(systems) + 1), label=f"{name} routing")  # fmt: skip
+    axes.set_xticks(range(len(counts)), [f"{count} experts" for count in counts])
+    axes.set(ylabel="words per second, dense of equal work = 1")
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.legend()

@@ -1,0 +1,83 @@
+"""Systems in processes of their own, so that each one's peak memory can be told.
+
+A worker reads one JSON message per line from its standard input and answers each with one line: first what to set up,
+then what to do. It ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class Worker:
+    """The other end of a worker process; a context manager that ends it.
+
+    Args:
+        command: arguments of the Python interpreter that start it.
+        setup: its first message.
+        threads: how many threads its numerical libraries use.
+    """
+
+    def __init__(self, command: Sequence[str], setup: Message, threads: int) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+        path = [os.getcwd() if part == "" else part for part in sys.path]
+        env["PYTHONPATH"] = os.pathsep.join(path)
+        self.name = " ".join(command)
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        self.ready = self.ask(setup)
+
+    def ask(self, message: Message) -> Message:
+        """Send a message and wait for the answer; fails with one line if the worker has ended."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self.process.stdout.readline()
+        if not line:
+            status = self.process.wait()
+            raise SystemExit(f"taskmoe: error: {self.name}: ended with status {status}; what is wrong is written above")
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.communicate()
+
+
+def serve(set_up: Callable[[Message], Callable[[Message], Message]]) -> None:
+    """Be a worker.
+
+    Args:
+        set_up: makes, of the first message, the function that answers the others. Every answer also gets
+            ``peak_bytes``, the most memory this process has had resident so far.
+    """
+    # Whatever a library prints goes to standard error: the answers alone go to the parent.
+    logging.disable(logging.INFO)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    first = sys.stdin.readline()
+    handle = set_up(json.loads(first))
+    print(json.dumps({"peak_bytes": peak_bytes()}), file=answers, flush=True)
+    for line in sys.stdin:
+        answer = handle(json.loads(line))
+        print(json.dumps({**answer, "peak_bytes": peak_bytes()}), file=answers, flush=True)
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had resident."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

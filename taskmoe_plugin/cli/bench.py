@@ -1,0 +1,121 @@
+"""The command line of ``taskmoe bench``."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+KINDS = ("layer", "train", "decode")
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``bench`` to the subcommands of ``taskmoe``."""
+    bench = commands.add_parser("bench", help="measure speed and memory on this machine")
+    kinds = bench.add_subparsers(metavar="WHAT", required=True)
+    for kind, (help_text, add_args) in {
+        "layer": ("one MoE layer against a dense FFN of equal work, fairscale's layer and matrix products", _add_layer),
+        "train": ("words per second of fairseq's updates, against a dense model of equal work", _add_train),
+        "decode": ("translating: full model, token routing, subnet, CTranslate2", _add_decode),
+    }.items():
+        parser = kinds.add_parser(kind, help=help_text, formatter_class=ArgumentDefaultsHelpFormatter)
+        add_args(parser)
+        _add_common(parser, kind)
+        parser.set_defaults(run=_run, kind=kind)
+    show = kinds.add_parser("show", help="print the table of a report")
+    show.add_argument("report", type=Path, help="the .json file that a run wrote")
+    show.set_defaults(run=_show)
+
+
+def _add_common(parser: ArgumentParser, kind: str) -> None:
+    add = parser.add_argument
+    add("--repetitions", type=_positive, default=7, metavar="N", help="how often everything is timed")
+    add("--threads", type=_positive, default=1, metavar="N", help="threads of PyTorch and CTranslate2")
+    add("--output", default=f"bench-{kind}", metavar="PREFIX", help="write PREFIX.json, PREFIX.csv and PREFIX.png")
+    add("--force", action="store_true", help="replace these files if they exist")
+
+
+def _add_layer(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tokens", type=_positive, nargs="+", default=[1, 32, 512, 4096], metavar="N", help="tokens in a batch")
+    add("--experts", type=_positive, nargs="+", default=[32], metavar="E", help="experts in the layer")
+    add("--top-k", type=_positive, default=2, metavar="K", help="experts per token")
+    add("--tasks", type=_positive, default=8, metavar="N", help="tasks in a batch, for the system 'task'")
+    add("--width", type=_positive, default=512, metavar="N", help="width of the model")
+    add("--ffn-dim", type=_positive, default=2048, metavar="N", help="hidden width of an expert")
+    add("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"), help="types to compute in")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--passes", nargs="+", default=["forward", "forward+backward"], choices=("forward", "forward+backward"))
+    systems = ("products", "task", "one-task", "sentence", "token", "fairscale")
+    add("--systems", nargs="+", default=list(systems), choices=systems, help="what to compare with the dense FFN")
+    add("--min-seconds", type=float, default=0.05, metavar="S", help="call a system until a value covers about this long")
+
+
+def _add_train(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_shape(parser)
+    add("--experts", type=_positive, nargs="+", default=[8, 32], metavar="E", help="experts in each MoE layer")
+    routings = ("task", "sentence", "token")
+    add("--routings", nargs="+", default=list(routings), choices=routings, help="what the gates of both stacks route by")
+    add("--tasks", type=_positive, default=8, metavar="N", help="languages on the side that is not English")
+    add("--tokens", type=_positive, default=4096, metavar="N", help="target tokens of an update")
+    add("--length", type=_positive, default=32, metavar="N", help="tokens of a sentence")
+
+
+def _add_decode(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data_bin", nargs="?", metavar="DATA_BIN", help="what fairseq-preprocess wrote; default: random models and text")
+    add("--path", metavar="CKPT", help="a checkpoint of taskmoe_transformer")
+    add("--lang-pair", metavar="PAIR", help="the pair to translate, such as en-de")
+    add("--batch-sizes", type=_positive, nargs="+", default=[1, 4, 16, 64], metavar="N", help="sentences in a batch")
+    add("--beam", type=_positive, default=5, metavar="N", help="beam size")
+    add("--length", type=_positive, default=25, metavar="N",
+        help="tokens of every hypothesis, whatever the model would do; tokens of a random source sentence")  # fmt: skip
+    systems = ("full", "dense", "subnet", "subnet-unpadded", "subnet-trimmed", "ctranslate2-float32", "ctranslate2-int8")
+    add("--systems", nargs="+", default=list(systems), choices=systems,
+        help="what to compare with the token-routed model of the same shape")  # fmt: skip
+    _add_shape(parser)
+    add("--experts", type=_positive, default=32, metavar="E", help="experts in each MoE layer")
+    add("--tasks", type=_positive, default=8, metavar="N", help="languages of the random model")
+
+
+def _add_shape(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--layers", type=_positive, default=6, metavar="N", help="layers of each stack")
+    add("--width", type=_positive, default=512, metavar="N", help="width of the model")
+    add("--ffn-dim", type=_positive, default=2048, metavar="N", help="hidden width of a feed-forward network and of an expert")
+    add("--heads", type=_positive, default=8, metavar="N", help="attention heads")
+    add("--vocabulary", type=_positive, default=64000, metavar="N", help="words in the dictionary")
+    add("--top-k", type=_positive, default=2, metavar="K", help="experts per token")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _run(args: Namespace) -> None:
+    from taskmoe_plugin.bench import report
+
+    # fairseq and matplotlib log to the root logger, which fairseq opens to all levels.
+    logging.disable(logging.INFO)
+    bench = import_module(f"taskmoe_plugin.bench.{args.kind}")
+    report.claim(args.output, args.force)
+    command = shlex.join(["taskmoe", *sys.argv[1:]])
+    found = report.Report(args.kind, command, report.environment(args.threads), bench.run(args))
+    paths = report.write(found, args.output, lambda figure: bench.draw(found.rows, figure))
+    print(bench.summary(found.rows))
+    report.progress(f"wrote {', '.join(map(str, paths))}")
+
+
+def _show(args: Namespace) -> None:
+    from taskmoe_plugin.bench.report import Report
+
+    found = Report.read(args.report)
+    print(import_module(f"taskmoe_plugin.bench.{found.name}").summary(found.rows))
