@@ -12,6 +12,8 @@ import torch
 from fairseq.data import BaseWrapperDataset, FairseqDataset
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 
+from taskmoe_plugin.models.task_table import split_pair
+
 LANGUAGE_IDS = ("src_lang_id", "tgt_lang_id")
 
 
@@ -49,6 +51,15 @@ class LanguageIdDatasetManager(MultilingualDatasetManager):
     def load_a_dataset(self, *, src: str, tgt: str, **kwargs: Any) -> LanguageIdDataset:
         dataset = super().load_a_dataset(src=src, tgt=tgt, **kwargs)
         return LanguageIdDataset(dataset, self.lang_dict.index(src), self.lang_dict.index(tgt))
+
+    def pairs_without_data(self, split: str) -> list[str]:
+        """The pairs of ``--lang-pairs`` and ``--extra-lang-pairs`` of which the data directories have no such split."""
+        known = self.get_split_num_data_shards(split)
+        _, pairs_of = self.get_data_paths_and_lang_pairs(split)
+        keys = {
+            (kind, pair): self.get_dataset_key(kind, *split_pair(pair)) for kind in pairs_of for pair in pairs_of[kind]
+        }
+        return [pair for (_, pair), key in keys.items() if key not in known]
 
 
 def complete_language_ids(sample: dict[str, Any], pair: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -57,6 +57,16 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         except ValueError as error:
             usage_error(" ".join(str(error).split()))
 
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """Load a split, or stop with a usage error if a pair has none."""
+        missing = self.data_manager.pairs_without_data(split)
+        if missing:
+            usage_error(
+                f"{self.args.data}: no {split} data for {', '.join(missing)}; "
+                "run fairseq-preprocess for it, or leave the pair out of --lang-pairs"
+            )
+        super().load_dataset(split, epoch, combine, **kwargs)
+
     def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(args, from_checkpoint)
         if not hasattr(model, "check_pair"):
