@@ -56,10 +56,12 @@ class LanguageIdDatasetManager(MultilingualDatasetManager):
         """The pairs of ``--lang-pairs`` and ``--extra-lang-pairs`` of which the data directories have no such split."""
         known = self.get_split_num_data_shards(split)
         _, pairs_of = self.get_data_paths_and_lang_pairs(split)
-        keys = {
-            (kind, pair): self.get_dataset_key(kind, *split_pair(pair)) for kind in pairs_of for pair in pairs_of[kind]
-        }
-        return [pair for (_, pair), key in keys.items() if key not in known]
+        return [
+            pair
+            for kind, pairs in pairs_of.items()
+            for pair in pairs
+            if self.get_dataset_key(kind, *split_pair(pair)) not in known
+        ]
 
 
 def complete_language_ids(sample: dict[str, Any], pair: tuple[int, int] | None = None) -> dict[str, Any]:
