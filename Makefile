@@ -1,0 +1,33 @@
+# make demo: train and translate on real text.  make test: lint and all tests.  Both set up .venv first.
+
+PYTHON ?= python3
+EXAMPLE := examples/wmt_multilingual
+INSTALLED := .venv/installed
+# Finds the tools of the environment, and nothing of another one that may be active.
+IN_VENV := env -u PYTHONPATH -u PYTHONHOME PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+.PHONY: demo test lint venv clean
+
+demo: venv
+	$(IN_VENV) $(EXAMPLE)/run.sh $(EXAMPLE)/settings/demo.sh
+
+test: lint
+	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2
+
+lint: venv
+	$(IN_VENV) ruff check .
+	$(IN_VENV) mypy
+
+venv: $(INSTALLED)
+
+# PyTorch goes first: with an index of CPU builds configured, pip then has no reason to fetch CUDA libraries.
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' || \
+	    { echo "make: $(PYTHON) is not Python 3.11 or 3.12; name one, as in: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install "torch>=2.1,<2.14"
+	.venv/bin/python -m pip install -e ".[dev,plot,ctranslate2]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(EXAMPLE)/out
