@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 import torch
 
+from taskmoe_plugin.subnet.ctranslate2_format import QUANTIZATIONS
 from taskmoe_plugin.subnet.errors import SubnetError
 from taskmoe_plugin.subnet.extract import Options, extract
 from taskmoe_plugin.subnet.report import table
@@ -32,17 +34,25 @@ def build_parser() -> ArgumentParser:
     add("--lang-pairs", required=True, metavar="PAIRS",
         help="a subnet for each of en-de,en-fr, or all; en-de+en-fr is one subnet for both")  # fmt: skip
     add("--output-dir", required=True, type=Path, metavar="DIR", help="write DIR/en-de and so on")
+    add("--format", choices=("fairseq", "ctranslate2"), default="fairseq", help="what to write (default: fairseq)")
+    add("--quantization", choices=QUANTIZATIONS, help="how CTranslate2 weights are stored (default: float32)")
     add("--unpadded", action="store_true",
-        help="each layer keeps its own width; such a model needs --user-dir and --task taskmoe_translation")  # fmt: skip
+        help="each layer keeps its own width; the model needs --user-dir and --task taskmoe_translation")  # fmt: skip
     add("--trim-vocabulary", action="store_true", help="keep only the pieces that the pair's training data uses")
-    add("--half", choices=HALF, help="store the weights in half precision")
+    add("--half", choices=HALF, help="store the weights of a fairseq model in half precision")
+    add("--verify", nargs="?", type=_sentences, const=100, metavar="N",
+        help="compare with the full model on N sentences of the test set, or all (default: 100)")  # fmt: skip
+    add("--gen-subset", default="test", metavar="SET", help="the set that --verify uses (default: test)")
     add("--force", action="store_true", help="replace directories that exist")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fairseq-extract-subnet`` with the given arguments, by default those of the process."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    _check(parser, args)
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         rows = extract(args.path, _groups(args.lang_pairs), _options(args))
@@ -53,13 +63,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(rows))
 
 
+def _check(parser: ArgumentParser, args: Namespace) -> None:
+    if args.format == "fairseq" and args.quantization:
+        parser.error("--quantization: is for --format ctranslate2; for fairseq there is --half")
+    if args.format == "ctranslate2" and args.half:
+        parser.error("--half: is for --format fairseq; use --quantization float16 or bfloat16")
+    if args.format == "ctranslate2" and args.unpadded:
+        parser.error("--unpadded: is for --format fairseq; CTranslate2 models have no padding")
+    if not all(pair for group in _groups(args.lang_pairs) or [] for pair in group):
+        parser.error(f"--lang-pairs {args.lang_pairs}: give pairs such as en-de,en-fr, or all")
+
+
+def _sentences(text: str) -> int:
+    return 0 if text == "all" else int(text)
+
+
 def _options(args: Namespace) -> Options:
     return Options(
         data=tuple(map(Path, args.data.split(":"))),
         output_dir=args.output_dir,
         padded=not args.unpadded,
+        quantization=(args.quantization or "float32") if args.format == "ctranslate2" else None,
         trim_vocabulary=args.trim_vocabulary,
         dtype=HALF.get(args.half),
+        verify=args.verify,
+        subset=args.gen_subset,
         force=args.force,
     )
 

@@ -100,7 +100,7 @@ class Checkpoint:
         cfg = state.get("cfg") if isinstance(state, dict) else None
         if not isinstance(cfg, dict) or "model" not in state or "optimizer_history" not in state:
             raise SubnetError(f"--path {path}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
-        args = cfg.get("model")
+        args: Any = cfg.get("model")
         _check_model(path, args)
         tensors = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
         return cls(path, cfg, state["optimizer_history"], MappedTensors(path, tensors, _tied(args)))
@@ -112,7 +112,7 @@ def _exact_offsets() -> AbstractContextManager[Any]:
         from torch.utils.serialization import config
     except ImportError:  # before PyTorch 2.7
         return nullcontext()
-    return config.patch({"load.calculate_storage_offsets": True})  # type: ignore[no-any-return]
+    return config.patch({"load.calculate_storage_offsets": True})  # type: ignore[attr-defined, no-any-return]
 
 
 def _load(path: Path) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from taskmoe_plugin.subnet import fairseq_format
+from taskmoe_plugin.subnet import ctranslate2_format, fairseq_format
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
+from taskmoe_plugin.subnet.langtokens import prefixes
 from taskmoe_plugin.subnet.output import check_free, new_directory
 from taskmoe_plugin.subnet.plan import Plan, make_plan
-from taskmoe_plugin.subnet.report import Row, Size, gates_of, versions, write_json
+from taskmoe_plugin.subnet.report import Row, Size, describe_gates, versions, write_json
+from taskmoe_plugin.subnet.verify import Verifier
 from taskmoe_plugin.subnet.vocabulary import Vocabularies, used_symbols
 from taskmoe_plugin.subnet.weights import kept_bytes, read_weights
 
@@ -30,17 +32,28 @@ class Options:
         data: the directories of the binarised data that the model was trained on.
         output_dir: each subnet gets a directory of its own in it.
         padded: whether layers are padded to one width, so that stock fairseq can load them.
+        quantization: for CTranslate2, how weights are stored; None: write a fairseq model.
         trim_vocabulary: whether to keep only the pieces that the training data uses.
-        dtype: what weights are stored as; None: as in the checkpoint.
+        dtype: what a fairseq model's weights are stored as; None: as in the checkpoint.
+        verify: how many sentences to verify each subnet with; 0: all; None: do not.
+        subset: the set that these sentences are from.
         force: whether directories may be replaced.
     """
 
     data: tuple[Path, ...]
     output_dir: Path
     padded: bool = True
+    quantization: str | None = None
     trim_vocabulary: bool = False
     dtype: torch.dtype | None = None
+    verify: int | None = None
+    subset: str = "test"
     force: bool = False
+
+    @property
+    def rounded(self) -> bool:
+        """Whether weights lose precision."""
+        return self.dtype is not None or self.quantization not in (None, "float32")
 
 
 @dataclass(frozen=True)
@@ -69,83 +82,100 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
     """
     checkpoint = Checkpoint.open(path)
     jobs = [_job(checkpoint, pairs, options) for pairs in groups or [[pair] for pair in checkpoint.pairs]]
-    with _bar(path.stat().st_size, f"SHA-256 of {path.name}", unit="B", unit_scale=True) as bar:
+    with _bar(total=path.stat().st_size, desc=f"SHA-256 of {path.name}", unit="B", unit_scale=True) as bar:
         digest = sha256(path, bar.update)
     source = {"path": str(path), "sha256": digest, "bytes": path.stat().st_size}
-    return [_extract(checkpoint, job, options, source) for job in jobs]
+    verifier = Verifier(checkpoint, options.data, options.subset)
+    return [_Extraction(checkpoint, job, options, source, verifier).run() for job in jobs]
 
 
 def _job(checkpoint: Checkpoint, pairs: Sequence[str], options: Options) -> _Job:
     name = "+".join(pairs)
     directory = options.output_dir / name
     check_free(directory, options.force)
-    return _Job(name, make_plan(checkpoint, pairs), Vocabularies.load(checkpoint, options.data, pairs), directory)
+    plan = make_plan(checkpoint, pairs)
+    if options.quantization:
+        ctranslate2_format.check_supported(plan, checkpoint.args, checkpoint.cfg["task"])
+    return _Job(name, plan, Vocabularies.load(checkpoint, options.data, pairs), directory)
 
 
-def _extract(checkpoint: Checkpoint, job: _Job, options: Options, source: dict[str, Any]) -> Row:
-    start = time.monotonic()
-    plan, vocabularies, rows = job.plan, job.vocabularies, {}
-    if options.trim_vocabulary:
-        kept = vocabularies.keep(_used(job, options))
-        vocabularies, rows = vocabularies.trimmed(kept), _rows_of(checkpoint, kept)
-    with new_directory(job.directory, options.force) as directory:
-        total = kept_bytes(checkpoint.tensors, plan, rows)
-        with _bar(total, job.name, unit="B", unit_scale=True) as bar:
-            weights = read_weights(checkpoint.tensors, plan, rows, options.dtype, bar.update)
-        full, own = Size.of_model(checkpoint.tensors), Size.of_weights(weights)
-        args, padding = _layout(checkpoint, plan, weights, options)
-        padded = Size.of_weights(weights)
-        fairseq_format.write_checkpoint(directory / "model.pt", checkpoint, plan, args, weights)
-        vocabularies.write(directory, restriction=options.trim_vocabulary)
-        file = directory / "model.pt"
-        written = Size(padded.parameters, file.stat().st_size)
-        write_json(
-            directory / "subnet.json",
-            {
-                "pairs": list(plan.pairs),
-                "form": plan.form,
-                "format": "fairseq",
-                "arch": args.arch,
-                "source": source,
-                "stacks": {name: stack.fate.value for name, stack in plan.stacks.items()},
-                "gates": gates_of(plan),
-                "full_model": {"parameters": full.parameters, "bytes": full.bytes},
-                "subnet": {"parameters": written.parameters, "bytes": written.bytes},
-                "padding": padding and {**padding, "parameters": padded.parameters - own.parameters},
-                "vocabulary": _vocabulary(job.vocabularies, vocabularies),
-                "versions": versions("taskmoe_plugin", "torch", "ve-fairseq", "fairseq"),
+@dataclass(frozen=True)
+class _Extraction:
+    """The making of one subnet."""
+
+    checkpoint: Checkpoint
+    job: _Job
+    options: Options
+    source: dict[str, Any]
+    verifier: Verifier
+
+    def run(self) -> Row:
+        start = time.monotonic()
+        with new_directory(self.job.directory, self.options.force) as directory:
+            vocabularies, rows = self._vocabulary()
+            weights = self._read(rows)
+            own = Size.of_weights(weights)
+            details = self._write(directory, weights, vocabularies)
+            del weights
+            vocabularies.write(directory, restriction=self.options.trim_vocabulary)
+            full = Size.of_model(self.checkpoint.tensors)
+            subnet = Size(own.parameters + details.get("padding", {}).get("parameters", 0), details.pop("bytes"))
+            content = self._content(details, full, subnet, vocabularies)
+            seconds = time.monotonic() - start
+            verified = self._verify(directory, vocabularies)
+            write_json(directory / "subnet.json", {**content, **({"verified": verified} if verified else {})})
+        return Row(self.job.name, self.job.plan.form, full, subnet, seconds, verified)
+
+    def _vocabulary(self) -> tuple[Vocabularies, dict[str, Tensor]]:
+        vocabularies = self.job.vocabularies
+        if not self.options.trim_vocabulary:
+            return vocabularies, {}
+        sides: list[tuple[Tensor, Tensor]] = []
+        for pair in self.job.plan.pairs:
+            progress = partial(_bar, desc=f"pieces of {pair}", unit=" sentences")
+            sides.append(used_symbols(self.options.data, pair, vocabularies, progress))
+        source, target = (torch.stack(side).any(dim=0) for side in zip(*sides))
+        kept = vocabularies.keep((source, target))
+        return vocabularies.trimmed(kept), dict(zip(TIED, (kept[0], kept[1], kept[1])))
+
+    def _read(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        total = kept_bytes(self.checkpoint.tensors, self.job.plan, rows)
+        with _bar(total=total, desc=self.job.name, unit="B", unit_scale=True) as bar:
+            return read_weights(self.checkpoint.tensors, self.job.plan, rows, self.options.dtype, bar.update)
+
+    def _write(self, directory: Path, weights: dict[str, Tensor], vocabularies: Vocabularies) -> dict[str, Any]:
+        if self.options.quantization:
+            return ctranslate2_format.write_model(
+                directory, self.checkpoint.args, weights, vocabularies, self.options.quantization
+            )
+        return fairseq_format.write_model(directory, self.checkpoint, self.job.plan, weights, self.options.padded)
+
+    def _content(self, details: dict[str, Any], full: Size, subnet: Size, kept: Vocabularies) -> dict[str, Any]:
+        plan, before = self.job.plan, self.job.vocabularies
+        task = self.checkpoint.cfg["task"]
+        return {
+            "pairs": list(plan.pairs),
+            "form": plan.form,
+            **details,
+            "source": self.source,
+            "full_model": {"parameters": full.parameters, "bytes": full.bytes},
+            "subnet": {"parameters": subnet.parameters, "bytes": subnet.bytes},
+            "stacks": {name: stack.fate.value for name, stack in plan.stacks.items()},
+            "gates": describe_gates(plan),
+            "vocabulary": {
+                "source": {"symbols": len(kept.source.symbols), "of": len(before.source.symbols)},
+                "target": {"symbols": len(kept.target.symbols), "of": len(before.target.symbols)},
             },
-        )
-    return Row(job.name, plan.form, full, written, time.monotonic() - start)
+            "prefixes": {pair: dict(zip(("source", "target"), prefixes(task, pair))) for pair in plan.pairs},
+            "versions": versions("taskmoe_plugin", "torch", "ve-fairseq", "fairseq", "ctranslate2"),
+        }
+
+    def _verify(self, directory: Path, vocabularies: Vocabularies) -> dict[str, str]:
+        if self.options.verify is None:
+            return {}
+        verify = partial(self.verifier.verify, directory, self.job.vocabularies, vocabularies)
+        return {pair: verify(pair, self.options.verify or None, self.options.rounded) for pair in self.job.plan.pairs}
 
 
-def _layout(
-    checkpoint: Checkpoint, plan: Plan, weights: dict[str, Tensor], options: Options
-) -> tuple[Namespace, dict[str, Any] | None]:
-    if not (plan.dense and options.padded):
-        return fairseq_format.plugin_args(checkpoint.args, plan, weights), None
-    dims = {name: fairseq_format.ffn_dims(weights, stack) for name, stack in plan.stacks.items()}
-    widths = fairseq_format.pad_layers(weights, plan)
-    return fairseq_format.stock_args(checkpoint.args, widths), {"from": dims, "to": widths}
-
-
-def _used(job: _Job, options: Options) -> tuple[Tensor, Tensor]:
-    sides: list[tuple[Tensor, Tensor]] = []
-    for pair in job.plan.pairs:
-        progress = lambda loop, pair=pair: _bar(len(loop), f"pieces of {pair}", loop, unit="sentences")  # noqa: E731
-        sides.append(used_symbols(options.data, pair, job.vocabularies, progress))
-    source, target = (torch.stack(side).any(dim=0) for side in zip(*sides))
-    return source, target
-
-
-def _rows_of(checkpoint: Checkpoint, kept: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    return dict(zip(TIED, (kept[0], kept[1], kept[1])))
-
-
-def _vocabulary(full: Vocabularies, kept: Vocabularies) -> dict[str, Any]:
-    sides = {"source": (full.source, kept.source), "target": (full.target, kept.target)}
-    return {name: {"symbols": len(after.symbols), "of": len(before.symbols)} for name, (before, after) in sides.items()}
-
-
-def _bar(total: int, name: str, loop: Any = None, **options: Any) -> Any:
-    return tqdm(loop, total=total, desc=name, delay=1, leave=False, **options)
+def _bar(loop: Iterable[Any] | None = None, **options: Any) -> Any:
+    return tqdm(loop, delay=1, leave=False, **options)

@@ -86,16 +86,40 @@ def plugin_args(args: Namespace, plan: Plan, weights: dict[str, Tensor]) -> Name
     return args
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace, weights: dict[str, Tensor]) -> None:
-    """Write a checkpoint that fairseq's commands load.
+def write_model(
+    directory: Path, checkpoint: Checkpoint, plan: Plan, weights: dict[str, Tensor], padded: bool
+) -> dict[str, Any]:
+    """Write ``model.pt``, a checkpoint that fairseq's commands load.
 
     Args:
-        path: the file.
+        directory: where to; it exists.
         checkpoint: the full model, whose configuration is kept where it can be.
         plan: what the subnet is.
-        args: arguments of its model.
-        weights: its tensors by name.
+        weights: its tensors by name, which are padded in place if need be.
+        padded: whether a subnet without MoE layers becomes a stock ``transformer``.
+
+    Returns:
+        What ``subnet.json`` says of the format, and the size of the file.
     """
+    details: dict[str, Any] = {"format": "fairseq"}
+    if padded and plan.dense:
+        own = {name: ffn_dims(weights, stack) for name, stack in plan.stacks.items()}
+        before = _count(weights)
+        widths = pad_layers(weights, plan)
+        details["padding"] = {"from": own, "to": widths, "parameters": _count(weights) - before}
+        args = stock_args(checkpoint.args, widths)
+    else:
+        args = plugin_args(checkpoint.args, plan, weights)
+    path = directory / "model.pt"
+    _save(path, checkpoint, plan, args, weights)
+    return {**details, "arch": args.arch, "bytes": path.stat().st_size}
+
+
+def _count(weights: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+def _save(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace, weights: dict[str, Tensor]) -> None:
     cfg = deepcopy({name: part for name, part in checkpoint.cfg.items() if name != "model"})
     cfg["model"] = args
     cfg["common"]["user_dir"] = None
@@ -105,6 +129,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, plan: Plan, args: Names
     task = cfg["task"]
     task.source_lang, task.target_lang = split_pair(plan.pairs[0])
     task.lang_pairs, task.langs, task.lang_dict = list(plan.pairs), checkpoint.langs, None
+    # The dictionaries are beside the model.
+    task.fixed_dictionary = task.source_dict = task.target_dict = None
     state = {
         "args": None,
         "cfg": cfg,

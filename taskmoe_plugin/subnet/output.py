@@ -23,7 +23,9 @@ def check_free(directory: Path, force: bool) -> None:
     """
     if directory.is_dir():
         if not force and any(directory.iterdir()):
-            raise SubnetError(f"{directory}: exists and is not empty; give --force to replace it, or another --output-dir")
+            raise SubnetError(
+                f"{directory}: exists and is not empty; give --force to replace it, or another --output-dir"
+            )
     elif directory.exists() or directory.is_symlink():
         raise SubnetError(f"{directory}: exists and is no directory; give another --output-dir")
 
@@ -42,7 +44,9 @@ def new_directory(directory: Path, force: bool) -> Iterator[Path]:
         yield temporary
         _replace(directory, temporary)
     except OSError as error:
-        raise SubnetError(f"{directory}: cannot be written ({error.strerror or error}); nothing was kept of it") from error
+        raise SubnetError(
+            f"{directory}: cannot be written ({error.strerror or error}); nothing was kept of it"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

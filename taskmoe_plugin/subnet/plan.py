@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from copy import copy
@@ -18,14 +19,22 @@ from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.errors import SubnetError
 from taskmoe_plugin.subnet.gates import task_tables
 
+_KNOWN = re.compile(
+    r"(encoder|decoder)\.("
+    r"version|tasks\.\w+|embed_tokens\.weight|embed_positions\.\w+|(layer_norm|layernorm_embedding)\.(weight|bias)"
+    r"|output_projection\.weight|project_(in|out)_dim\.weight|adaptive_softmax\..+"
+    r"|layers\.\d+\.(((self|encoder)_attn\.[kvq]_proj|(self|encoder)_attn\.out_proj|fc[12]"
+    r"|(self_attn|encoder_attn|final)_layer_norm)\.(weight|bias)|moe\.(router|experts)\..+))"
+)
+
 
 class Fate(Enum):
     """What becomes of a stack."""
 
     DENSE = "dense"  # it has no MoE layer
     FOLDED = "folded"  # the experts of the one task become one feed-forward network
-    ROUTED = "routed by task"  # the experts of several tasks are kept, and which task uses which
-    WHOLE = "all experts"  # it routes by sentence or token, and keeps everything
+    ROUTED = "routed"  # the experts of several tasks are kept, and which task uses which
+    WHOLE = "whole"  # it routes by sentence or token, and keeps all experts
 
 
 @dataclass(frozen=True)
@@ -76,18 +85,25 @@ class Plan:
 
     @property
     def form(self) -> str:
-        """What to call the subnet: folded, partial or union."""
-        if self.dense:
-            return "folded"
-        return "union" if len(self.pairs) > 1 else "partial"
+        """What to call the subnet: folded, union, or partial with the stack that keeps all its experts."""
+        whole = [name for name, stack in self.stacks.items() if stack.fate is Fate.WHOLE]
+        union = "union" if len(self.pairs) > 1 else ""
+        partial = f"partial, {whole[0]} whole" if whole else ""
+        return " ".join(filter(None, (union, partial))) or "folded"
 
 
 def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
     """Plan the subnet of some pairs.
 
     Raises:
-        SubnetError: a pair was not trained, or the model has nothing that could be left out.
+        SubnetError: a pair was not trained, the model has nothing that could be left out, or parts of unknown purpose.
     """
+    unknown = [name for name in checkpoint.tensors.names() if not _KNOWN.fullmatch(name)]
+    if unknown:
+        raise SubnetError(
+            f"--path {checkpoint.path}: has tensors that no Transformer has ({unknown[0]}); adapters and other "
+            "additions are not supported"
+        )
     for pair in pairs:
         if pair not in checkpoint.pairs:
             raise SubnetError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.plan import Plan, StackPlan
 
-BUFFERS = ("encoder.version", "decoder.version", "encoder.tasks.share", "decoder.tasks.share")
+_BUFFER = re.compile(r"(encoder|decoder)\.(version|tasks\.\w+|layers\.\d+\.moe\.router\.(experts|weights))")
 HEADER = ("pairs", "form", "parameters", "of", "ratio", "bytes", "of", "seconds")
 
 
@@ -28,17 +29,23 @@ class Size:
     @classmethod
     def of_model(cls, tensors: MappedTensors) -> Size:
         """The size of the full model."""
-        return cls._of({name: tensors.mapped(name) for name in tensors.names() if name not in tensors.tied})
+        return cls._of(
+            tensors.mapped(name) for name in tensors.names() if _is_parameter(name) and name not in tensors.tied
+        )
 
     @classmethod
     def of_weights(cls, weights: dict[str, Tensor]) -> Size:
         """The size of a subnet's tensors."""
-        return cls._of({id(tensor): tensor for name, tensor in weights.items() if name not in BUFFERS})
+        return cls._of({id(tensor): tensor for name, tensor in weights.items() if _is_parameter(name)}.values())
 
     @classmethod
-    def _of(cls, tensors: dict[Any, Tensor]) -> Size:
-        kept = [tensor for name, tensor in tensors.items() if name not in BUFFERS]
+    def _of(cls, tensors: Iterable[Tensor]) -> Size:
+        kept = list(tensors)
         return cls(sum(tensor.numel() for tensor in kept), sum(tensor.nbytes for tensor in kept))
+
+
+def _is_parameter(name: str) -> bool:
+    return not _BUFFER.fullmatch(name)
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,10 @@ class Row:
 
     Attributes:
         name: the pairs.
-        form: folded, partial or union.
-        full, subnet: the sizes before and after; the subnet's bytes are those of its directory.
+        form: see ``Plan.form``.
+        full, subnet: the sizes before and after; the subnet's bytes are those of its file.
         seconds: how long extraction took.
+        verified: for each pair that was compared with the full model, how far they agree.
     """
 
     name: str
@@ -57,10 +65,12 @@ class Row:
     full: Size
     subnet: Size
     seconds: float
+    verified: dict[str, str] = field(default_factory=dict)
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The table of what was extracted, with a header, columns aligned."""
+    """The table of what was extracted, with a header, columns aligned, and what verification found."""
+    rows = list(rows)
     cells: list[Sequence[str]] = [HEADER]
     for row in rows:
         ratio = row.full.parameters / row.subnet.parameters
@@ -68,11 +78,14 @@ def table(rows: Iterable[Row]) -> str:
         sizes = [readable(size.bytes) for size in (row.subnet, row.full)]
         cells.append((row.name, row.form, *counts, f"{ratio:.1f}", *sizes, f"{row.seconds:.1f}"))
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join(_line(line, widths) for line in cells)
+    notes = [f"{pair} verified: {note}" for row in rows for pair, note in row.verified.items()]
+    return "\n".join([*(_line(line, widths) for line in cells), *notes])
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = [cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(zip(cells, widths))]
+    aligned = [
+        cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(zip(cells, widths))
+    ]
     return "  ".join(aligned).rstrip()
 
 
@@ -85,7 +98,7 @@ def readable(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
-def gates_of(plan: Plan) -> dict[str, Any]:
+def describe_gates(plan: Plan) -> dict[str, Any]:
     """The experts and gate weights of every MoE layer: stack → layer → pair → experts and weights, best first.
 
     Layers that keep all their experts have the word ``all``.

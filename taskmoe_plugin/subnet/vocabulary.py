@@ -212,5 +212,7 @@ def _train_files(data: Sequence[Path], pair: str, lang: str) -> list[str]:
                 break
             found.append(str(directory / existing[0]))
     if not found:
-        raise SubnetError(f"{data[0]}: no training data of {pair} (train.{pair}.{lang}.bin), which --trim-vocabulary needs")
+        raise SubnetError(
+            f"{data[0]}: no training data of {pair} (train.{pair}.{lang}.bin), which --trim-vocabulary needs"
+        )
     return found

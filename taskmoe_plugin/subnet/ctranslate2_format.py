@@ -1,0 +1,188 @@
+"""Writing a subnet as a CTranslate2 model, straight from its weights."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fairseq.modules import SinusoidalPositionalEmbedding
+from torch import Tensor
+
+from taskmoe_plugin.subnet.errors import SubnetError
+from taskmoe_plugin.subnet.plan import Plan
+from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
+
+if TYPE_CHECKING:
+    from ctranslate2.specs import TransformerSpec
+
+QUANTIZATIONS = (
+    "float32",
+    "int8",
+    "int8_float32",
+    "int8_float16",
+    "int8_bfloat16",
+    "int16",
+    "float16",
+    "bfloat16",
+)
+# fairseq's names of activation functions, and those of CTranslate2's Activation.
+ACTIVATIONS = {
+    "relu": "RELU",
+    "gelu": "GELU",
+    "gelu_accurate": "GELUTanh",
+    "gelu_fast": "GELUTanh",
+    "swish": "SWISH",
+    "tanh": "Tanh",
+}
+
+
+def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
+    """Refuse what CTranslate2 cannot compute.
+
+    Raises:
+        SubnetError: the model has something that CTranslate2 lacks, or the package is not installed.
+    """
+    try:
+        import ctranslate2  # noqa: F401
+    except ImportError:
+        raise SubnetError("--format ctranslate2: needs a package that is not here; pip install ctranslate2") from None
+    reasons = {
+        "MoE layers, which this subnet keeps": not plan.dense,
+        f"--activation-fn {args.activation_fn}": args.activation_fn not in ACTIVATIONS,
+        "--no-token-positional-embeddings": args.no_token_positional_embeddings,
+        "--adaptive-softmax-cutoff": args.adaptive_softmax_cutoff is not None,
+        "--no-cross-attention": args.no_cross_attention,
+        "--cross-self-attention": args.cross_self_attention,
+        "--lang-tok-replacing-bos-eos": task.lang_tok_replacing_bos_eos,
+        "embeddings of another width than the decoder's": {args.decoder_input_dim, args.decoder_output_dim}
+        != {args.decoder_embed_dim},
+    }
+    for reason, found in reasons.items():
+        if found:
+            raise SubnetError(f"--format ctranslate2: CTranslate2 does not support {reason}; use --format fairseq")
+
+
+def write_model(
+    directory: Path, args: Namespace, weights: dict[str, Tensor], vocabularies: Vocabularies, quantization: str
+) -> dict[str, Any]:
+    """Write the files of a CTranslate2 model: ``model.bin``, ``config.json``, vocabularies.
+
+    The weights are used up.
+
+    Args:
+        directory: where to; it exists.
+        args: the full model's arguments.
+        weights: the tensors of a subnet without MoE layers, by name; each layer has its own width.
+        vocabularies: the dictionaries.
+        quantization: one of ``QUANTIZATIONS``.
+
+    Returns:
+        What ``subnet.json`` says of the format, and the size of the file.
+    """
+    spec = _Builder(args, weights).build()
+    for register, vocabulary in (
+        (spec.register_source_vocabulary, vocabularies.source),
+        (spec.register_target_vocabulary, vocabularies.target),
+    ):
+        register(_tokens(vocabulary))
+    # fairseq's decoders begin with </s>, and its sources end with it.
+    spec.config.decoder_start_token = spec.config.eos_token
+    spec.config.add_source_eos = True
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    spec.save(str(directory))
+    size = (directory / "model.bin").stat().st_size
+    return {"format": "ctranslate2", "quantization": quantization, "bytes": size}
+
+
+def _tokens(vocabulary: Vocabulary) -> list[str]:
+    return ["<blank>" if symbol == "<pad>" else symbol for symbol in vocabulary.symbols]
+
+
+class _Builder:
+    """Fills the specification of a Transformer."""
+
+    def __init__(self, args: Namespace, weights: dict[str, Tensor]) -> None:
+        self.args = args
+        self.weights = weights
+
+    def build(self) -> TransformerSpec:
+        from ctranslate2.specs import TransformerSpec, common_spec, transformer_spec
+
+        activation = getattr(common_spec.Activation, ACTIVATIONS[self.args.activation_fn])
+        common = {"activation": activation, "layernorm_embedding": self.args.layernorm_embedding}
+        stacks = []
+        for name, kind in (
+            ("encoder", transformer_spec.TransformerEncoderSpec),
+            ("decoder", transformer_spec.TransformerDecoderSpec),
+        ):
+            stacks.append(
+                kind(
+                    self._arg(name, "layers"),
+                    self._arg(name, "attention_heads"),
+                    pre_norm=self._arg(name, "normalize_before"),
+                    no_final_norm=f"{name}.layer_norm.weight" not in self.weights,
+                    **common,
+                )
+            )
+        encoder, decoder = stacks
+        self._fill_stack(encoder, "encoder", encoder.embeddings[0])
+        self._fill_stack(decoder, "decoder", decoder.embeddings)
+        self._linear(decoder.projection, "decoder.output_projection")
+        return TransformerSpec(encoder, decoder)
+
+    def _arg(self, stack: str, name: str) -> Any:
+        return getattr(self.args, f"{stack}_{name}")
+
+    def _fill_stack(self, spec: Any, name: str, embeddings: Any) -> None:
+        embeddings.weight = self._tensor(f"{name}.embed_tokens.weight")
+        spec.scale_embeddings = not self.args.no_scale_embedding
+        spec.position_encodings.encodings = self._positions(name)
+        for norm in ("layer_norm", "layernorm_embedding"):
+            if f"{name}.{norm}.weight" in self.weights:
+                self._norm(getattr(spec, norm), f"{name}.{norm}")
+        for index, layer in enumerate(spec.layer):
+            self._fill_layer(layer, f"{name}.layers.{index}.")
+
+    def _fill_layer(self, spec: Any, prefix: str) -> None:
+        self._attention(spec.self_attention, prefix + "self_attn", fused=("qkv",))
+        self._norm(spec.self_attention.layer_norm, prefix + "self_attn_layer_norm")
+        if hasattr(spec, "attention"):
+            self._attention(spec.attention, prefix + "encoder_attn", fused=("q", "kv"))
+            self._norm(spec.attention.layer_norm, prefix + "encoder_attn_layer_norm")
+        self._linear(spec.ffn.linear_0, prefix + "fc1")
+        self._linear(spec.ffn.linear_1, prefix + "fc2")
+        self._norm(spec.ffn.layer_norm, prefix + "final_layer_norm")
+
+    def _attention(self, spec: Any, prefix: str, fused: tuple[str, ...]) -> None:
+        for linear, letters in zip(spec.linear, fused):
+            for part in ("weight", "bias"):
+                tensors = [self._tensor(f"{prefix}.{letter}_proj.{part}") for letter in letters]
+                setattr(linear, part, torch.cat(tensors))
+        self._linear(spec.linear[-1], prefix + ".out_proj")
+
+    def _linear(self, spec: Any, prefix: str) -> None:
+        spec.weight = self._tensor(prefix + ".weight")
+        if prefix + ".bias" in self.weights:
+            spec.bias = self._tensor(prefix + ".bias")
+
+    def _norm(self, spec: Any, prefix: str) -> None:
+        spec.gamma = self._tensor(prefix + ".weight")
+        spec.beta = self._tensor(prefix + ".bias")
+
+    def _positions(self, stack: str) -> Tensor:
+        # fairseq counts positions from the padding index on; CTranslate2 from 0.
+        first = 2
+        learned = f"{stack}.embed_positions.weight"
+        if learned in self.weights:
+            return self._tensor(learned)[first:]
+        side = {"encoder": "source", "decoder": "target"}[stack]
+        positions = getattr(self.args, f"max_{side}_positions")
+        width = self._arg(stack, "embed_dim")
+        table: Tensor = SinusoidalPositionalEmbedding.get_embedding(positions + first, width, padding_idx=first - 1)
+        return table[first:]
+
+    def _tensor(self, name: str) -> Tensor:
+        return self.weights[name].float()

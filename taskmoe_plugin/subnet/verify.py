@@ -1,0 +1,213 @@
+"""A subnet against the full model, on sentences of the test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.data import data_utils, indexed_dataset
+
+from taskmoe_plugin.models.task_table import split_pair
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
+from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, Decoder, FairseqDecoder, build_model, build_task
+from taskmoe_plugin.subnet.errors import SubnetError
+from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
+
+SCORE_LIMIT = 1e-4
+# A subnet whose weights were rounded to half precision or quantised differs from the full model a little.
+ROUNDED_SCORE_LIMIT = 0.1
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences of both sides, as lists of pieces."""
+
+    sources: list[list[str]]
+    targets: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def within(self, vocabularies: Vocabularies) -> Sentences:
+        """The sentence pairs that the vocabularies have every piece of."""
+        known = set(vocabularies.source.symbols), set(vocabularies.target.symbols)
+        kept = [
+            pair for pair in zip(self.sources, self.targets) if set(pair[0]) <= known[0] and set(pair[1]) <= known[1]
+        ]
+        return Sentences([source for source, _ in kept], [target for _, target in kept])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a subnet and the full model agree.
+
+    Attributes:
+        sentences: number of sentences that were translated.
+        different: those whose translations differ: number in the sample, full model's, subnet's.
+        scored: number of sentence pairs whose tokens were scored.
+        largest, mean: difference of log-probabilities (natural) of the references' tokens.
+    """
+
+    sentences: int
+    different: list[tuple[int, str, str]]
+    scored: int
+    largest: float
+    mean: float
+
+    def __str__(self) -> str:
+        equal = self.sentences - len(self.different)
+        hypotheses = f"{equal} of {self.sentences} hypotheses equal, " if self.sentences else ""
+        return (
+            f"{hypotheses}scores of {self.scored} references differ by at most {self.largest:.1e} "
+            f"a token, {self.mean:.1e} on average"
+        )
+
+
+class Verifier:
+    """Compares subnets with the full model, which is loaded when first needed and kept.
+
+    Args:
+        checkpoint: the full model.
+        data: the directories of the binarised data.
+        subset: the set that the sentences are from, e.g. test.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, data: Sequence[Path], subset: str) -> None:
+        self.checkpoint = checkpoint
+        self.data = data
+        self.subset = subset
+        self._model: Any = None
+
+    def verify(
+        self, directory: Path, full: Vocabularies, kept: Vocabularies, pair: str, count: int | None, rounded: bool
+    ) -> str:
+        """Compare the subnet in a directory with the full model.
+
+        With a trimmed vocabulary only references made of kept pieces are scored, by both models over these pieces
+        alone, and nothing is translated: among fewer pieces a search may find something else.
+
+        Args:
+            directory: the subnet.
+            full, kept: the dictionaries of the full model and of the subnet.
+            pair: the pair.
+            count: number of sentences; None: all.
+            rounded: whether the subnet's weights were rounded, so that only gross differences are an error.
+
+        Returns:
+            How far they agree, in words.
+
+        Raises:
+            SubnetError: the subnet differs from the full model, or there are no sentences.
+        """
+        sentences = read_sentences(self.data, self.subset, pair, full, count)
+        trimmed = len(kept.target.symbols) < len(full.target.symbols)
+        rows = torch.tensor([full.target.dictionary.index(each) for each in kept.target.symbols]) if trimmed else None
+        subnet, exact_beam = _open(directory, self.checkpoint, pair)
+        model = FairseqDecoder(self._task(pair), self._full_model(pair), rows)
+        beam = None if trimmed else exact_beam
+        agreement = compare(model, subnet, sentences, sentences.within(kept), beam)
+        _check(pair, agreement, rounded)
+        return str(agreement)
+
+    def _task(self, pair: str) -> Any:
+        return build_task(self.checkpoint.cfg["task"], self.checkpoint.args.arch, self.data[0], pair)
+
+    def _full_model(self, pair: str) -> Any:
+        if self._model is None:
+            tensors = self.checkpoint.tensors
+            weights = {name: tensors.mapped(name) for name in tensors.names()}
+            self._model = build_model(self.checkpoint.args, self._task(pair), weights)
+        return self._model
+
+
+def _open(directory: Path, checkpoint: Checkpoint, pair: str) -> tuple[Decoder, int]:
+    """A decoder, and the beam size with which it searches as fairseq does."""
+    path = directory / "model.pt"
+    if not path.exists():
+        # The two rank finished hypotheses of a beam in different ways.
+        return CTranslate2Decoder(directory, checkpoint.cfg["task"], pair), 1
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    args = state["cfg"]["model"]
+    task = build_task(state["cfg"]["task"], args.arch, directory, pair)
+    return FairseqDecoder(task, build_model(args, task, state["model"])), 5
+
+
+def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Sentences, beam: int | None) -> Agreement:
+    """Translate sentences and score references with both models.
+
+    Args:
+        full: the full model.
+        subnet: the subnet.
+        sentences: what to translate.
+        scored: the sentence pairs to score.
+        beam: beam size; None: translate nothing.
+    """
+    different = []
+    if beam is not None:
+        pairs = zip(full.translate(sentences.sources, beam), subnet.translate(sentences.sources, beam))
+        different = [(row, " ".join(a), " ".join(b)) for row, (a, b) in enumerate(pairs) if a != b]
+    expected, found = (each.score(scored.sources, scored.targets) for each in (full, subnet))
+    gaps = [abs(a - b) for one, other in zip(expected, found) for a, b in zip(one, other, strict=True)]
+    translated = 0 if beam is None else len(sentences)
+    return Agreement(translated, different, len(scored), max(gaps, default=0.0), sum(gaps) / max(len(gaps), 1))
+
+
+def _check(name: str, agreement: Agreement, rounded: bool) -> None:
+    """Accept an agreement or not.
+
+    Args:
+        name: the subnet.
+        agreement: what was found.
+        rounded: whether the subnet's weights were rounded, so that only gross differences are an error.
+
+    Raises:
+        SubnetError: the subnet differs from the full model.
+    """
+    if rounded:
+        failed, limit = agreement.mean > ROUNDED_SCORE_LIMIT, f"{ROUNDED_SCORE_LIMIT} on average"
+    else:
+        failed, limit = bool(agreement.different) or agreement.largest > SCORE_LIMIT, f"{SCORE_LIMIT} a token"
+    if failed:
+        first = (
+            "; sentence {} of the sample: {!r}, subnet: {!r}".format(*agreement.different[0])
+            if agreement.different
+            else ""
+        )
+        raise SubnetError(f"--verify {name}: the subnet is not the full model ({agreement}; allowed: {limit}{first})")
+
+
+def read_sentences(
+    data: Sequence[Path], subset: str, pair: str, vocabularies: Vocabularies, count: int | None
+) -> Sentences:
+    """Sentences of a binarised set, evenly spaced.
+
+    Args:
+        data: the directories of the binarised data; the first that has the set serves.
+        subset: the set, e.g. test.
+        pair: the pair.
+        vocabularies: the dictionaries that the data was binarised with.
+        count: how many; None: all.
+
+    Raises:
+        SubnetError: there is no such set.
+    """
+    source, target = split_pair(pair)
+    for directory in data:
+        for name in (f"{source}-{target}", f"{target}-{source}"):
+            prefix = str(directory / f"{subset}.{name}.")
+            if indexed_dataset.dataset_exists(prefix + source, impl=None):
+                sides = (vocabularies.source, source), (vocabularies.target, target)
+                return Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
+    raise SubnetError(f"{data[0]}: no {subset} set of {pair}, which --verify needs; name another with --gen-subset")
+
+
+def _read(prefix: str, vocabulary: Vocabulary, count: int | None) -> list[list[str]]:
+    dataset = data_utils.load_indexed_dataset(prefix, vocabulary.dictionary)
+    total = len(dataset)
+    wanted = total if count is None else min(count, total)
+    eos = vocabulary.dictionary.eos()
+    chosen = [dataset[row * total // wanted].tolist() for row in range(wanted)]
+    return [[vocabulary.symbols[index] for index in sentence if index != eos] for sentence in chosen]
