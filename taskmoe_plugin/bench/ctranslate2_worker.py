@@ -1,6 +1,7 @@
-"""A process that translates with CTranslate2. Run as a file, so that its memory has nothing of PyTorch and fairseq in it.
+"""A process that translates with CTranslate2.
 
-It speaks the protocol of ``workers.py``, which it therefore cannot import.
+Run as a file, so that its memory has nothing of PyTorch and fairseq in it. It speaks the protocol of ``workers.py``,
+which it therefore cannot import.
 """
 
 import json
@@ -21,13 +22,16 @@ def peak_bytes() -> int:
 def main() -> None:
     """Load a model; each later message gives ``sentences``, lists of tokens, to translate as one batch."""
     setup = json.loads(sys.stdin.readline())
-    translator = ctranslate2.Translator(setup["path"], intra_threads=setup["threads"], compute_type=setup["compute_type"])
+    translator = ctranslate2.Translator(
+        setup["path"], intra_threads=setup["threads"], compute_type=setup["compute_type"]
+    )
+    clock = time.process_time if setup["cpu_time"] else time.perf_counter
     print(json.dumps({"peak_bytes": peak_bytes()}), flush=True)
     for line in sys.stdin:
         sentences = json.loads(line)["sentences"]
         source = [setup["source_prefix"] + tokens for tokens in sentences]
         target_prefix = [setup["target_prefix"]] * len(source) if setup["target_prefix"] else None
-        start = time.perf_counter()
+        start = clock()
         results = translator.translate_batch(
             source,
             target_prefix,
@@ -35,7 +39,7 @@ def main() -> None:
             min_decoding_length=setup["length"],
             max_decoding_length=setup["length"],
         )
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         tokens = sum(len(result.hypotheses[0]) for result in results)
         print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_bytes()}), flush=True)
 

@@ -9,9 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from taskmoe_plugin.bench.decode_models import (
+    Source,
+    given_source,
+    language_tokens,
+    random_source,
+    subnet,
+    with_random_weights,
+)
 from taskmoe_plugin.bench.report import Row, progress, table
 from taskmoe_plugin.bench.timing import Summary, paired_ratios, time_in_turns
-from taskmoe_plugin.bench.workers import Worker
+from taskmoe_plugin.bench.workers import Worker, WorkerClock
 
 REFERENCE = "token"
 SYSTEMS = (
@@ -30,44 +38,40 @@ CTRANSLATE2_WORKER = (str(Path(__file__).with_name("ctranslate2_worker.py")),)
 
 def run(args: Namespace) -> list[Row]:
     """Translate with every system at every batch size, all of them in turns."""
-    from taskmoe_plugin.bench.decode_models import given_source, random_source
-
     batch_sizes = sorted(set(args.batch_sizes))
     with TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
         progress("making the models")
-        make_source = (lambda: given_source(args, batch_sizes[-1])) if args.data_bin else (
-            lambda: random_source(args, directory, batch_sizes[-1]))  # fmt: skip
-        systems = _Systems(args, make_source(), directory)
+        most = batch_sizes[-1]
+        source = given_source(args, most) if args.data_bin else random_source(args, directory, most)
+        systems = _Systems(args, source, directory)
         workers, sizes = {}, {}
         for system in (each for each in SYSTEMS if each in (REFERENCE, *args.systems)):
             progress(f"loading {system}")
             path, worker = systems.start(system)
             workers[system], sizes[system] = stack.enter_context(worker), _bytes_on_disk(path)
-        return _measure(args, workers, sizes, batch_sizes, systems.source.sentences)
+        return _measure(args, workers, sizes, batch_sizes, source.sentences)
 
 
 class _Systems:
     """Makes the models and starts the processes that translate with them."""
 
-    def __init__(self, args: Namespace, source: Any, directory: Path) -> None:
+    def __init__(self, args: Namespace, source: Source, directory: Path) -> None:
         self.args, self.source, self.directory = args, source, directory
-        self._made: dict[tuple[str, ...], Path] = {}
 
     def start(self, system: str) -> tuple[Path, Worker]:
         """The files of a system's model, and its process."""
+        common = {name: getattr(self.args, name) for name in ("beam", "length", "threads", "cpu_time")}
         if system.startswith("ctranslate2"):
-            return self._start_ctranslate2(system.split("-")[1])
+            quantization = system.removeprefix("ctranslate2-")
+            path = self._extract(system, trim_vocabulary=True, quantization=quantization)
+            setup = {"path": str(path), "compute_type": quantization, **language_tokens(self.source), **common}
+            return path, Worker(CTRANSLATE2_WORKER, setup, self.args.threads)
         path, data = self._fairseq_model(system)
-        setup = {"path": str(path), "data": str(data), "pair": self.source.pair, **self._common()}
+        setup = {"path": str(path), "data": str(data), "pair": self.source.pair, **common}
         return path, Worker(FAIRSEQ_WORKER, setup, self.args.threads)
 
-    def _common(self) -> dict[str, Any]:
-        return {"beam": self.args.beam, "length": self.args.length, "threads": self.args.threads}
-
     def _fairseq_model(self, system: str) -> tuple[Path, Path]:
-        from taskmoe_plugin.bench.decode_models import with_random_weights
-
         source = self.source
         if system == "full":
             return source.checkpoint, source.data
@@ -75,26 +79,17 @@ class _Systems:
             args = {"encoder_moe_routing": "token", "decoder_moe_routing": "token", "moe_task_gate": "learned"}
             return with_random_weights(source.checkpoint, source.data, self.directory / "token.pt", **args), source.data
         if system == "dense":
-            model = with_random_weights(self._subnet() / "model.pt", source.data, self.directory / "dense.pt")
-            return model, source.data
-        flags = {"subnet": (), "subnet-unpadded": ("--unpadded",), "subnet-trimmed": ("--trim-vocabulary",)}[system]
-        directory = self._subnet(*flags)
+            model = self._extract("subnet") / "model.pt"
+            return with_random_weights(model, source.data, self.directory / "dense.pt"), source.data
+        options = {"subnet": {}, "subnet-unpadded": {"padded": False}, "subnet-trimmed": {"trim_vocabulary": True}}
+        directory = self._extract(system, **options[system])
         return directory / "model.pt", directory
 
-    def _start_ctranslate2(self, quantization: str) -> tuple[Path, Worker]:
-        from taskmoe_plugin.bench.decode_models import language_tokens
-
-        directory = self._subnet("--trim-vocabulary", "--format", "ctranslate2", "--quantization", quantization)
-        prefixes = language_tokens(self.source)
-        setup = {"path": str(directory), "compute_type": quantization, **prefixes, **self._common()}
-        return directory, Worker(CTRANSLATE2_WORKER, setup, self.args.threads)
-
-    def _subnet(self, *flags: str) -> Path:
-        from taskmoe_plugin.bench.decode_models import subnet
-
-        if flags not in self._made:
-            self._made[flags] = subnet(self.source, self.directory / f"subnet{len(self._made)}", *flags)
-        return self._made[flags]
+    def _extract(self, system: str, **options: Any) -> Path:
+        directory = self.directory / system
+        if not directory.exists():
+            subnet(self.source, directory, **options)
+        return directory / self.source.pair
 
 
 def _bytes_on_disk(path: Path) -> int:
@@ -103,19 +98,25 @@ def _bytes_on_disk(path: Path) -> int:
 
 
 def _measure(
-    args: Namespace, workers: dict[str, Worker], sizes: dict[str, int], batch_sizes: list[int], sentences: list[list[str]]
+    args: Namespace,
+    workers: dict[str, Worker],
+    sizes: dict[str, int],
+    batch_sizes: list[int],
+    sentences: list[list[str]],
 ) -> list[Row]:
     last: dict[tuple[str, int], dict[str, Any]] = {}
+    clock = WorkerClock()
 
     def translator(system: str, batch: int) -> Callable[[], None]:
         def translate() -> None:
             progress(f"{system}, batch size {batch}")
             last[system, batch] = workers[system].ask({"sentences": sentences[:batch]})
+            clock.seconds += last[system, batch]["seconds"]
 
         return translate
 
     calls = {(system, batch): translator(system, batch) for system in workers for batch in batch_sizes}
-    seconds = time_in_turns(calls, args.repetitions, warmup=0)
+    seconds = time_in_turns(calls, args.repetitions, warmup=0, clock=clock)
     rows = []
     for (system, batch), values in seconds.items():
         ratio = paired_ratios(seconds[REFERENCE, batch], values)
@@ -137,7 +138,7 @@ def _measure(
 
 
 def summary(rows: list[Row]) -> str:
-    """One line for each system: tokens per second at each batch size, and at its peak relative to token routing's peak."""
+    """One line for each system; its peak is the best of its batch sizes."""
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     found = {(row["system"], row["batch"]): row for row in rows}
     peaks = {name: max(found[name, batch]["tokens_per_second"] for batch in batches) for name, _ in found}
@@ -154,8 +155,8 @@ def summary(rows: list[Row]) -> str:
         for name, peak in peaks.items()
     ]
     first = f"batch {batches[0]}"
-    headers = ["tokens/s at batch size", *map(str, batches), "peak / token's", f"{first} / token's", f"ms/sentence, {first}",
-               "peak memory, MiB", "on disk, MiB"]  # fmt: skip
+    headers = ["tokens/s at batch size", *map(str, batches), "peak / token's", f"{first} / token's",
+               f"ms/sentence, {first}", "peak memory, MiB", "on disk, MiB"]  # fmt: skip
     return table(headers, body)
 
 
@@ -164,7 +165,9 @@ def draw(rows: list[Row], figure: Any) -> None:
     axes = figure.subplots()
     for name in dict.fromkeys(row["system"] for row in rows):
         points = [row for row in rows if row["system"] == name]
-        axes.plot([row["batch"] for row in points], [row["tokens_per_second"] for row in points], marker="o", label=name)
+        axes.plot(
+            [row["batch"] for row in points], [row["tokens_per_second"] for row in points], marker="o", label=name
+        )
     axes.set_xscale("log", base=2)
     axes.set(xlabel="batch size", ylabel="tokens per second", yscale="log")
     axes.legend()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,8 +15,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 
 from taskmoe_plugin.bench.model_args import moe_args
-from taskmoe_plugin.cli.extract_subnet import main as extract_subnet
 from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.subnet.extract import Options, extract
 
 KEPT = 4  # the random text uses one word in so many
 
@@ -72,9 +70,9 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
         builder.add_item(used)
         builder.finalize(f"{prefix}.idx")
     fairseq_args = [
-        str(directory), "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs), *moe_args(args, "task", args.experts),
-        "--share-all-embeddings", "--encoder-langtok", "tgt", "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096",
-        "--cpu",
+        str(directory), "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs),
+        *moe_args(args, "task", args.experts), "--share-all-embeddings", "--encoder-langtok", "tgt",
+        "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096", "--cpu",
     ]  # fmt: skip
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), fairseq_args))
     task = tasks.setup_task(cfg.task)
@@ -98,11 +96,18 @@ def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: 
     return path
 
 
-def subnet(source: Source, directory: Path, *flags: str) -> Path:
-    """Extract the subnet of the pair as ``fairseq-extract-subnet`` does; returns its directory."""
-    with redirect_stdout(sys.stderr):
-        extract_subnet([str(source.data), "--path", str(source.checkpoint), "--lang-pairs", source.pair,
-                        "--output-dir", str(directory), *flags])  # fmt: skip
+def subnet(source: Source, directory: Path, **options: Any) -> Path:
+    """Extract the subnet of the pair; returns its directory.
+
+    Args:
+        source: the full model and its data.
+        directory: a new directory.
+        options: further options of the extraction.
+
+    Raises:
+        SubnetError: the model has no subnet of this pair.
+    """
+    extract(source.checkpoint, [[source.pair]], Options((source.data,), directory, **options))
     return directory / source.pair
 
 

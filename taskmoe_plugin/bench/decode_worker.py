@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import GenerationConfig
 
+from taskmoe_plugin.bench.timing import make_clock
 from taskmoe_plugin.bench.workers import Message, serve
 
 
@@ -27,6 +27,7 @@ def set_up(message: Message) -> Any:
     generation = GenerationConfig(beam=message["beam"])
     if message["length"]:
         generation.max_len_a, generation.max_len_b, generation.min_len = 0, message["length"], message["length"]
+    clock = make_clock(message["cpu_time"])
     generator = task.build_generator(models, generation)
 
     def translate(message: Message) -> Message:
@@ -34,9 +35,9 @@ def set_up(message: Message) -> Any:
                for tokens in message["sentences"]]  # fmt: skip
         dataset = task.build_dataset_for_inference(ids, [len(each) for each in ids])
         batch = dataset.collater([dataset[index] for index in range(len(dataset))])
-        start = time.perf_counter()
+        start = clock()
         hypotheses = task.inference_step(generator, models, batch)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         return {"seconds": seconds, "tokens": sum(len(each[0]["tokens"]) - 1 for each in hypotheses)}
 
     return translate

@@ -1,4 +1,4 @@
-"""``taskmoe bench layer``: one MoE layer against a dense FFN of equal work, fairscale's MoE layer and matrix products."""
+"""``taskmoe bench layer``: an MoE layer against a dense FFN of equal work, fairscale's layer and matrix products."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskmoe_plugin.bench.report import Row, progress, table
-from taskmoe_plugin.bench.timing import Summary, device_clock, paired_ratios, time_in_turns
+from taskmoe_plugin.bench.timing import Summary, make_clock, paired_ratios, time_in_turns
 from taskmoe_plugin.moe import (
     Expert,
     MoELayer,
@@ -52,7 +52,7 @@ def run(args: Namespace) -> list[Row]:
 
 
 def _measure(systems: dict[str, System], args: Namespace, device: torch.device, shape: Row) -> list[Row]:
-    seconds = time_in_turns(systems, args.repetitions, 2, args.min_seconds, device_clock(device))
+    seconds = time_in_turns(systems, args.repetitions, 2, args.min_seconds, make_clock(args.cpu_time, device))
     rows = []
     for name, values in seconds.items():
         ratio = paired_ratios(seconds[REFERENCE], values)
@@ -88,9 +88,9 @@ class LayerSystems:
 
     def _runs(self, name: str) -> bool:
         if name == "task":
-            return self.token_batch.rows >= self.args.tasks
+            return bool(self.token_batch.rows >= self.args.tasks)
         if name == "fairscale":
-            # Its gate is top-2, wants as many tokens as experts, or a multiple, and makes masks of 2 · tokens² elements.
+            # Its gate is top-2, wants a multiple of E tokens, and makes masks of 2 · tokens² elements.
             fits = self.tokens % len(self.experts) == 0 and 2 * self.tokens**2 <= FAIRSCALE_LIMIT
             return fits and self.args.top_k == 2 and self.x.dtype == torch.float32
         return True
@@ -134,7 +134,8 @@ class LayerSystems:
             return router(args.width, len(self.experts), args.top_k), RoutedBatch(self.token_batch)
         tasks = args.tasks if name == "task" else 1
         task = torch.arange(rows, device=device) % tasks
-        batch = RoutedBatch(self.token_batch, task, None if tasks > 1 else 0, torch.full((tasks,), 1 / tasks, device=device))
+        share = torch.full((tasks,), 1 / tasks, device=device)
+        batch = RoutedBatch(self.token_batch, task, None if tasks > 1 else 0, share)
         return TaskRouter(tasks, args.width, len(self.experts), args.top_k), batch
 
     def _products(self, forward_only: bool) -> System:
@@ -160,7 +161,7 @@ def _fairscale_group(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         yield
     finally:

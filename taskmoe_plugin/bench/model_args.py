@@ -20,8 +20,8 @@ def dense_args(args: Namespace) -> list[str]:
     moe_layers = args.layers // MOE_FREQ
     ffn_dim = args.ffn_dim * (args.layers + (args.top_k - 1) * moe_layers) // args.layers
     return [
-        "--task", "translation_multi_simple_epoch", "--arch", "transformer", "--criterion", "label_smoothed_cross_entropy",
-        *_shape_args(args, ffn_dim),
+        "--task", "translation_multi_simple_epoch", "--arch", "transformer",
+        "--criterion", "label_smoothed_cross_entropy", *_shape_args(args, ffn_dim),
     ]  # fmt: skip
 
 

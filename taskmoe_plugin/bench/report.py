@@ -47,7 +47,7 @@ class Report:
             usage_error(f"{path}: not a report of taskmoe bench ({error}); give the .json file that a run wrote")
 
 
-def environment(threads: int) -> dict[str, Any]:
+def environment(threads: int, cpu_time: bool) -> dict[str, Any]:
     """What a figure depends on besides the command."""
     versions = {}
     for package in PACKAGES:
@@ -59,6 +59,7 @@ def environment(threads: int) -> dict[str, Any]:
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "threads": threads,
+        "clock": "time computed" if cpu_time else "time passed",
         "load": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
         **versions,
@@ -76,7 +77,7 @@ def _processor() -> str:
 
 
 def claim(prefix: str, force: bool) -> None:
-    """Stop with a usage error if a report named ``prefix`` exists or could not be written; nothing is overwritten unasked."""
+    """Stop with a usage error if a report named ``prefix`` exists and may not be replaced, or could not be written."""
     for suffix in SUFFIXES:
         path = Path(prefix + suffix)
         if path.exists() and not force:

@@ -32,10 +32,16 @@ class Summary:
         return cls(median, low, high)
 
 
-def device_clock(device: torch.device) -> Clock:
-    """A clock in seconds that waits for the device to finish what it was given."""
-    if device.type != "cuda":
-        return time.perf_counter
+def make_clock(cpu_time: bool, device: torch.device | None = None) -> Clock:
+    """A clock in seconds.
+
+    Args:
+        cpu_time: count the time that this process computes rather than the time that passes: on a machine that others
+            use as well, it leaves out what they take. With several threads it adds theirs up.
+        device: wait for this device to finish what it was given before the time is told.
+    """
+    if device is None or device.type != "cuda":
+        return time.process_time if cpu_time else time.perf_counter
 
     def clock() -> float:
         torch.cuda.synchronize(device)

@@ -10,7 +10,7 @@ from typing import Any
 from taskmoe_plugin.bench.model_args import dense_args, moe_args
 from taskmoe_plugin.bench.report import Row, progress, table
 from taskmoe_plugin.bench.timing import Summary, paired_ratios, time_in_turns
-from taskmoe_plugin.bench.workers import Worker
+from taskmoe_plugin.bench.workers import Worker, WorkerClock
 
 REFERENCE = "dense"
 WORKER = ("-m", "taskmoe_plugin.bench.train_worker")
@@ -34,13 +34,15 @@ def run(args: Namespace) -> list[Row]:
 
 def _measure(args: Namespace, workers: dict[str, Worker], experts: int) -> list[Row]:
     last: dict[str, dict[str, Any]] = {}
+    clock = WorkerClock()
 
     def update(name: str) -> None:
         last[name] = workers[name].ask({})
+        clock.seconds += last[name]["seconds"]
 
     systems = {name: lambda name=name: update(name) for name in workers}
-    # The first updates allocate the optimizer's state, for each of the batches that the experts of some task appear in.
-    seconds = time_in_turns(systems, args.repetitions, warmup=2)
+    # The first update allocates the optimizer's state.
+    seconds = time_in_turns(systems, args.repetitions, warmup=1, clock=clock)
     rows = []
     for name, values in seconds.items():
         ratio = paired_ratios(seconds[REFERENCE], values)
@@ -74,7 +76,14 @@ def _setup(args: Namespace, data: str, langs: list[str], system_args: list[str])
         "--share-all-embeddings", "--label-smoothing", "0.1", "--optimizer", "adam", "--lr", "1e-4",
         "--max-tokens", str(args.tokens), "--cpu",
     ]  # fmt: skip
-    return {"args": fairseq_args, "pairs": pairs, "tokens": args.tokens, "length": args.length, "threads": args.threads}
+    return {
+        "args": fairseq_args,
+        "pairs": pairs,
+        "tokens": args.tokens,
+        "length": args.length,
+        "threads": args.threads,
+        "cpu_time": args.cpu_time,
+    }
 
 
 def summary(rows: list[Row]) -> str:
@@ -100,8 +109,8 @@ def draw(rows: list[Row], figure: Any) -> None:
     systems = [name for name in dict.fromkeys(row["system"] for row in rows) if name != REFERENCE]
     for place, name in enumerate(systems):
         found = {row["experts"]: row["ratio"] for row in rows if row["system"] == name}
-        axes.bar([group + place / (len(systems) + 1) for group in range(len(counts))], [found[count] for count in counts],
-                 width=0.9 / (len(systems) + 1), label=f"{name} routing")  # fmt: skip
+        left = [group + place / (len(systems) + 1) for group in range(len(counts))]
+        axes.bar(left, [found[count] for count in counts], width=0.9 / (len(systems) + 1), label=f"{name} routing")
     axes.set_xticks(range(len(counts)), [f"{count} experts" for count in counts])
     axes.set(ylabel="words per second, dense of equal work = 1")
     axes.axhline(1, color="grey", linewidth=0.8)

@@ -18,6 +18,17 @@ from typing import Any
 Message = dict[str, Any]
 
 
+class WorkerClock:
+    """Counts the seconds that workers say their work took: neither messages nor preparations are timed."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        """The seconds so far."""
+        return self.seconds
+
+
 class Worker:
     """The other end of a worker process; a context manager that ends it.
 
@@ -39,7 +50,8 @@ class Worker:
 
     def ask(self, message: Message) -> Message:
         """Send a message and wait for the answer; fails with one line if the worker has ended."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         try:
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()

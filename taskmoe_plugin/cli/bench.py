@@ -6,9 +6,13 @@ import logging
 import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from taskmoe_plugin.errors import usage_error
 
 KINDS = ("layer", "train", "decode")
 
@@ -35,6 +39,8 @@ def _add_common(parser: ArgumentParser, kind: str) -> None:
     add = parser.add_argument
     add("--repetitions", type=_positive, default=7, metavar="N", help="how often everything is timed")
     add("--threads", type=_positive, default=1, metavar="N", help="threads of PyTorch and CTranslate2")
+    add("--cpu-time", action="store_true",
+        help="count the time computed, not the time that passes: for one thread on a machine in use")  # fmt: skip
     add("--output", default=f"bench-{kind}", metavar="PREFIX", help="write PREFIX.json, PREFIX.csv and PREFIX.png")
     add("--force", action="store_true", help="replace these files if they exist")
 
@@ -52,7 +58,13 @@ def _add_layer(parser: ArgumentParser) -> None:
     add("--passes", nargs="+", default=["forward", "forward+backward"], choices=("forward", "forward+backward"))
     systems = ("products", "task", "one-task", "sentence", "token", "fairscale")
     add("--systems", nargs="+", default=list(systems), choices=systems, help="what to compare with the dense FFN")
-    add("--min-seconds", type=float, default=0.05, metavar="S", help="call a system until a value covers about this long")
+    add(
+        "--min-seconds",
+        type=float,
+        default=0.05,
+        metavar="S",
+        help="call a system until a value covers about this long",
+    )
 
 
 def _add_train(parser: ArgumentParser) -> None:
@@ -60,7 +72,9 @@ def _add_train(parser: ArgumentParser) -> None:
     _add_shape(parser)
     add("--experts", type=_positive, nargs="+", default=[8, 32], metavar="E", help="experts in each MoE layer")
     routings = ("task", "sentence", "token")
-    add("--routings", nargs="+", default=list(routings), choices=routings, help="what the gates of both stacks route by")
+    add(
+        "--routings", nargs="+", default=list(routings), choices=routings, help="what the gates of both stacks route by"
+    )
     add("--tasks", type=_positive, default=8, metavar="N", help="languages on the side that is not English")
     add("--tokens", type=_positive, default=4096, metavar="N", help="target tokens of an update")
     add("--length", type=_positive, default=32, metavar="N", help="tokens of a sentence")
@@ -68,14 +82,24 @@ def _add_train(parser: ArgumentParser) -> None:
 
 def _add_decode(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("data_bin", nargs="?", metavar="DATA_BIN", help="what fairseq-preprocess wrote; default: random models and text")
+    add(
+        "data_bin", nargs="?", metavar="DATA_BIN", help="what fairseq-preprocess wrote; default: random models and text"
+    )
     add("--path", metavar="CKPT", help="a checkpoint of taskmoe_transformer")
     add("--lang-pair", metavar="PAIR", help="the pair to translate, such as en-de")
     add("--batch-sizes", type=_positive, nargs="+", default=[1, 4, 16, 64], metavar="N", help="sentences in a batch")
     add("--beam", type=_positive, default=5, metavar="N", help="beam size")
     add("--length", type=_positive, default=25, metavar="N",
         help="tokens of every hypothesis, whatever the model would do; tokens of a random source sentence")  # fmt: skip
-    systems = ("full", "dense", "subnet", "subnet-unpadded", "subnet-trimmed", "ctranslate2-float32", "ctranslate2-int8")
+    systems = (
+        "full",
+        "dense",
+        "subnet",
+        "subnet-unpadded",
+        "subnet-trimmed",
+        "ctranslate2-float32",
+        "ctranslate2-int8",
+    )
     add("--systems", nargs="+", default=list(systems), choices=systems,
         help="what to compare with the token-routed model of the same shape")  # fmt: skip
     _add_shape(parser)
@@ -87,7 +111,13 @@ def _add_shape(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--layers", type=_positive, default=6, metavar="N", help="layers of each stack")
     add("--width", type=_positive, default=512, metavar="N", help="width of the model")
-    add("--ffn-dim", type=_positive, default=2048, metavar="N", help="hidden width of a feed-forward network and of an expert")
+    add(
+        "--ffn-dim",
+        type=_positive,
+        default=2048,
+        metavar="N",
+        help="hidden width of a feed-forward network and of an expert",
+    )
     add("--heads", type=_positive, default=8, metavar="N", help="attention heads")
     add("--vocabulary", type=_positive, default=64000, metavar="N", help="words in the dictionary")
     add("--top-k", type=_positive, default=2, metavar="K", help="experts per token")
@@ -103,15 +133,26 @@ def _positive(text: str) -> int:
 def _run(args: Namespace) -> None:
     from taskmoe_plugin.bench import report
 
-    # fairseq and matplotlib log to the root logger, which fairseq opens to all levels.
-    logging.disable(logging.INFO)
     bench = import_module(f"taskmoe_plugin.bench.{args.kind}")
+    if args.cpu_time and args.threads > 1:
+        usage_error("--cpu-time: adds up the time of all threads; use it with --threads 1")
     report.claim(args.output, args.force)
     command = shlex.join(["taskmoe", *sys.argv[1:]])
-    found = report.Report(args.kind, command, report.environment(args.threads), bench.run(args))
-    paths = report.write(found, args.output, lambda figure: bench.draw(found.rows, figure))
+    with _quiet():
+        found = report.Report(args.kind, command, report.environment(args.threads, args.cpu_time), bench.run(args))
+        paths = report.write(found, args.output, lambda figure: bench.draw(found.rows, figure))
     print(bench.summary(found.rows))
     report.progress(f"wrote {', '.join(map(str, paths))}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # fairseq opens the root logger to all levels, and matplotlib has much to say there.
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _show(args: Namespace) -> None:

@@ -1,0 +1,110 @@
+"""``taskmoe bench`` at sizes that say nothing about speed: everything runs, and what it writes is well formed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskmoe_plugin.cli.main import main
+
+SHAPE = ["--layers", "2", "--width", "16", "--ffn-dim", "32", "--heads", "2", "--vocabulary", "400", "--tasks", "3"]
+
+
+def bench(directory: Path, kind: str, *argv: str) -> list[dict[str, Any]]:
+    """Run a benchmark and check what all of them promise; returns the rows of its JSON."""
+    prefix = directory / kind
+    main(["bench", kind, "--repetitions", "2", "--output", str(prefix), *argv])
+    report = json.loads(prefix.with_suffix(".json").read_text())
+    assert report["name"] == kind
+    with prefix.with_suffix(".csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(report["rows"])
+    assert prefix.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for row in report["rows"]:
+        assert row["ratio"] > 0
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    return report["rows"]  # type: ignore[no-any-return]
+
+
+def ratios(rows: list[dict[str, Any]], reference: str) -> list[float]:
+    return [row["ratio"] for row in rows if row["system"] == reference]
+
+
+def test_bench_layer_times_every_system_in_every_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--tokens", "4", "16", "--experts", "4", "--width", "8", "--ffn-dim", "16", "--min-seconds", "0"]
+    rows = bench(tmp_path, "layer", *flags)
+    printed = capsys.readouterr().out
+    everything = {"dense", "products", "task", "one-task", "sentence", "token", "fairscale"}
+    for mode in ("forward", "forward+backward"):
+        # Four rows cannot hold eight tasks.
+        for tokens, systems in ((4, everything - {"task"}), (16, everything)):
+            assert {row["system"] for row in rows if (row["pass"], row["tokens"]) == (mode, tokens)} == systems
+    assert ratios(rows, "dense") == [1.0] * 4
+    main(["bench", "show", str(tmp_path / "layer.json")])
+    assert capsys.readouterr().out == printed
+    assert printed.count("\n") == 2 + 4
+
+
+def test_bench_layer_computes_in_bfloat16(tmp_path: Path) -> None:
+    flags = ["--tokens", "16", "--experts", "4", "--width", "8", "--ffn-dim", "16", "--min-seconds", "0"]
+    rows = bench(tmp_path, "layer", *flags, "--dtypes", "bfloat16", "--systems", "task", "token")
+    assert {(row["system"], row["dtype"]) for row in rows} == {
+        (name, "bfloat16") for name in ("dense", "task", "token")
+    }
+
+
+def test_bench_train_compares_updates_with_a_dense_model_of_equal_work(tmp_path: Path) -> None:
+    rows = bench(tmp_path, "train", *SHAPE, "--experts", "3", "--routings", "task", "--tokens", "40", "--length", "5")
+    assert [row["system"] for row in rows] == ["dense", "task"]
+    assert ratios(rows, "dense") == [1.0]
+    dense, task = rows
+    # Three experts of two matrices in one layer of each stack, against half an expert's width more in every layer.
+    expert = 2 * 16 * 32 + 16 + 32
+    assert task["parameters"] - dense["parameters"] > 2 * (3 - 2) * expert
+    assert min(row["words_per_second"] for row in rows) > 0
+    assert min(row["peak_bytes"] for row in rows) > 2**20
+
+
+def test_bench_decode_builds_models_extracts_and_translates(tmp_path: Path) -> None:
+    systems = ["full", "subnet-trimmed", "ctranslate2-int8"]
+    flags = ["--experts", "3", "--batch-sizes", "1", "3", "--beam", "2", "--length", "4", "--systems", *systems]
+    rows = bench(tmp_path, "decode", *SHAPE, *flags)
+    assert {(row["system"], row["batch"]) for row in rows} == {
+        (name, batch) for name in ("token", *systems) for batch in (1, 3)
+    }
+    assert ratios(rows, "token") == [1.0, 1.0]
+    for row in rows:
+        tokens = row["tokens_per_second"] * row["seconds"]
+        assert tokens == pytest.approx(4 * row["batch"], abs=1e-6)
+    disk = {row["system"]: row["disk_bytes"] for row in rows}
+    assert disk["full"] > disk["subnet-trimmed"] > disk["ctranslate2-int8"] > 0
+
+
+def test_wrong_usage_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "decode", str(tmp_path), "--output", str(tmp_path / "run")])
+    assert exit_.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert error == [
+        "taskmoe: error: DATA_BIN needs --path CKPT and --lang-pair PAIR; without all three, random models are measured"
+    ]
+
+
+def test_importing_the_plugin_imports_none_of_what_only_benchmarks_need() -> None:
+    script = """
+import sys, fairseq.options, fairseq_cli.generate
+before = set(sys.modules)
+import taskmoe_plugin
+added = {name for name in set(sys.modules) - before}
+parts = tuple(f"taskmoe_plugin.{part}" for part in ("bench", "subnet", "cli"))
+print(sorted(name for name in added if name.startswith(("matplotlib", "ctranslate2", "fairscale", *parts))))
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env)
+    assert result.stdout.strip() == "[]", result.stderr
