@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Usage: run.sh SETTINGS
+#
+# Run all steps of a settings file, from text to scores. Steps that are finished are skipped, so an
+# interrupted run goes on where it stopped; delete a step's output, and that of the steps after it,
+# to run it again.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# What a settings file sets, with arrays and environment variables filled in.
+settings() {
+    declare -p LANG_PAIRS TEXT_COMMAND VOCABULARY_FLAGS TASK_FLAGS MODEL_FLAGS CRITERION_FLAGS TRAIN_FLAGS \
+        CHECKPOINT GENERATE_FLAGS
+}
+
+step() {
+    local name=$1 output=$2
+    shift 2
+    if [[ -e $output ]]; then
+        echo "== $name: done already ($output)"
+    else
+        echo "== $name"
+        "$@"
+    fi
+}
+
+mkdir -p "$WORK_DIR"
+if [[ ! -f $WORK_DIR/settings ]]; then
+    settings >"$WORK_DIR/settings"
+elif ! settings | cmp -s - "$WORK_DIR/settings"; then
+    fail "$WORK_DIR: made with other settings (they are in $WORK_DIR/settings); delete it or set another WORK_DIR"
+fi
+
+step text "$WORK_DIR/text" "${TEXT_COMMAND[@]}" --output-dir "$WORK_DIR/text"
+step vocabulary "$WORK_DIR/vocabulary" "$EXAMPLE/learn_vocabulary.py" \
+    --text-dir "$WORK_DIR/text" --output-dir "$WORK_DIR/vocabulary" "${VOCABULARY_FLAGS[@]}"
+step pieces "$WORK_DIR/pieces" "$EXAMPLE/encode.py" \
+    --model "$WORK_DIR/vocabulary/spm.model" --input-dir "$WORK_DIR/text" --output-dir "$WORK_DIR/pieces"
+step binary "$WORK_DIR/binary" "$EXAMPLE/binarize.sh" "$1"
+step model "$WORK_DIR/model/finished" "$EXAMPLE/train.sh" "$1"
+step translations "$WORK_DIR/translations/finished" "$EXAMPLE/translate.sh" "$1"
+echo "== scores"
+"$EXAMPLE/score.py" --translations-dir "$WORK_DIR/translations" --text-dir "$WORK_DIR/text" \
+    --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/scores.json"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Usage: train.sh SETTINGS
+#
+# Train one model for all directions on $WORK_DIR/binary, with checkpoints in $WORK_DIR/model. An
+# interrupted training goes on from its last checkpoint.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+user_dir=$(taskmoe user-dir)
+mkdir -p "$WORK_DIR/model"
+fairseq-train "$WORK_DIR/binary" --user-dir "$user_dir" --save-dir "$WORK_DIR/model" \
+    "${TASK_FLAGS[@]}" "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
+touch "$WORK_DIR/model/finished"

@@ -1,0 +1,28 @@
+"""Runs the example's steps as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "wmt_multilingual"
+
+
+def run_step(step: str, *args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a step with the tools of this Python environment first on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [EXAMPLE / step, *map(str, args)],
+        env=os.environ | {"PATH": path} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def error_line(finished: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error of a step that failed with exit code 1."""
+    assert finished.returncode == 1
+    lines = finished.stderr.splitlines()
+    assert len(lines) == 1
+    return lines[0]

@@ -1,0 +1,77 @@
+"""All steps, from the user's own text to scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.examples.commands import EXAMPLE, run_step
+
+NOUNS = {"en": ["dog", "cat", "bird", "horse"], "de": ["Hund", "Kater", "Vogel", "Gaul"]}
+VERBS = {"en": ["sees", "hears", "follows"], "de": ["sieht", "hört", "verfolgt"]}
+ARTICLES = {"en": "the", "de": "den"}
+
+
+def sentences(lang: str) -> list[str]:
+    """Every noun with every verb and every noun: 48 sentences, in the same order in each language."""
+    article, nouns, verbs = ARTICLES[lang], NOUNS[lang], VERBS[lang]
+    return [f"{article} {a} {verb} {article} {b}" for a in nouns for verb in verbs for b in nouns]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pipeline")
+    (directory / "mine").mkdir()
+    for lang in NOUNS:
+        lines = sentences(lang)
+        for split, part in (("train", lines), ("valid", lines[:5]), ("test", lines[:13])):
+            (directory / "mine" / f"{split}.{lang}").write_text("\n".join(part) + "\n", encoding="utf-8")
+    return directory
+
+
+def run_all(folder: Path, **changes: str):
+    environment = {
+        "INPUT_DIR": str(folder / "mine"),
+        "WORK_DIR": str(folder / "work"),
+        "LANGS": "en,de",
+        "LANG_PAIRS": "en-de,de-en",
+        "VOCABULARY_SIZE": "50",
+        "MAX_UPDATE": "3",
+        "OMP_NUM_THREADS": "1",
+    }
+    return run_step("run.sh", EXAMPLE / "settings" / "files.sh", **environment | changes)
+
+
+def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(folder: Path) -> None:
+    first = run_all(folder)
+    assert first.returncode == 0, first.stderr
+    scores = json.loads((folder / "work" / "scores.json").read_text())
+    assert {name: each["sentences"] for name, each in scores["directions"].items()} == {"en-de": 13, "de-en": 13}
+    written = {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*") if path.name != "scores.json"}
+
+    second = run_all(folder)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("done already") == 6
+    assert second.stdout.splitlines()[-4:] == first.stdout.splitlines()[-4:]
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+
+    other = run_all(folder, VOCABULARY_SIZE="45")
+    assert other.returncode == 1
+    assert other.stderr.splitlines()[-1].startswith(f"run.sh: error: {folder}/work: made with other settings")
+
+
+@pytest.mark.parametrize("step", ["run.sh", "binarize.sh", "train.sh", "translate.sh"])
+def test_a_step_explains_itself_and_refuses_wrong_usage(step: str, tmp_path: Path) -> None:
+    assert run_step(step, "--help").stdout.startswith(f"Usage: {step} SETTINGS\n\n")
+    without = run_step(step)
+    assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)
+    missing = run_step(step, tmp_path / "missing.sh")
+    assert (missing.returncode, missing.stderr) == (2, f"{step}: error: {tmp_path}/missing.sh: no such settings file\n")
+
+
+def test_a_failing_direction_is_one_line_that_names_it(tmp_path: Path) -> None:
+    environment = {"INPUT_DIR": str(tmp_path), "WORK_DIR": str(tmp_path / "work"), "LANG_PAIRS": "en-de,de-en"}
+    finished = run_step("translate.sh", EXAMPLE / "settings" / "files.sh", **environment)
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1].startswith("translate.sh: error: en-de: ")
+    assert not (tmp_path / "work" / "translations" / "en-de.txt").exists()

@@ -1,0 +1,55 @@
+"""Scores over whole test sets."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.examples.commands import error_line, run_step
+
+ENGLISH = ["the dog sleeps on the mat", "the cat sits on the big chair", "the bird sings in the tree"]
+GERMAN = ["der Hund schläft auf der Matte", "die Katze sitzt auf dem Stuhl", "der Vogel singt im großen Baum"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for directory in ("text", "translations"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "text" / "test.de-en.en").write_text("\n".join(ENGLISH) + "\n")
+    (tmp_path / "text" / "test.de-en.de").write_text("\n".join(GERMAN) + "\n")
+    (tmp_path / "translations" / "de-en.txt").write_text("\n".join(ENGLISH) + "\n")
+    (tmp_path / "translations" / "en-de.txt").write_text("\n" * len(GERMAN))
+    return tmp_path
+
+
+def score(folder: Path):
+    directories = ("--translations-dir", folder / "translations", "--text-dir", folder / "text")
+    return run_step("score.py", *directories, "--lang-pairs", "en-de,de-en", "--output", folder / "scores.json")
+
+
+def test_every_direction_and_the_average_are_reported(folder: Path) -> None:
+    finished = score(folder)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["directions"]["de-en"]["bleu"] == pytest.approx(100)
+    assert scores["directions"]["de-en"]["chrf"] == pytest.approx(100)
+    assert scores["directions"]["en-de"]["bleu"] == 0
+    assert scores["average"] == pytest.approx({"bleu": 50, "chrf": 50})
+    assert {each["sentences"] for each in scores["directions"].values()} == {3}
+    assert "tok:13a" in scores["directions"]["de-en"]["bleu_signature"]
+    assert [line.split() for line in finished.stdout.splitlines()] == [
+        ["direction", "sentences", "BLEU", "chrF"],
+        ["en-de", "3", "0.0", "0.0"],
+        ["de-en", "3", "100.0", "100.0"],
+        ["average", "50.0", "50.0"],
+    ]
+
+
+def test_a_lost_sentence_is_an_error_not_a_score(folder: Path) -> None:
+    (folder / "translations" / "de-en.txt").write_text("\n".join(ENGLISH[:2]) + "\n")
+    assert "de-en.txt: 2 translations, but 3 lines" in error_line(score(folder))
+    assert not (folder / "scores.json").exists()
+
+
+def test_a_direction_without_translations_is_named(folder: Path) -> None:
+    (folder / "translations" / "en-de.txt").unlink()
+    assert "en-de.txt: no such file" in error_line(score(folder))
