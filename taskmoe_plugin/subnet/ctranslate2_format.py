@@ -66,7 +66,7 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
 
 def write_model(
     directory: Path, args: Namespace, weights: dict[str, Tensor], vocabularies: Vocabularies, quantization: str
-) -> dict[str, Any]:
+) -> None:
     """Write the files of a CTranslate2 model: ``model.bin``, ``config.json``, vocabularies.
 
     The weights are used up.
@@ -77,9 +77,6 @@ def write_model(
         weights: the tensors of a subnet without MoE layers, by name; each layer has its own width.
         vocabularies: the dictionaries.
         quantization: one of ``QUANTIZATIONS``.
-
-    Returns:
-        What ``subnet.json`` says of the format, and the size of the file.
     """
     spec = _Builder(args, weights).build()
     for register, vocabulary in (
@@ -93,8 +90,6 @@ def write_model(
     spec.validate()
     spec.optimize(quantization=quantization)
     spec.save(str(directory))
-    size = (directory / "model.bin").stat().st_size
-    return {"format": "ctranslate2", "quantization": quantization, "bytes": size}
 
 
 def _tokens(vocabulary: Vocabulary) -> list[str]:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from taskmoe_plugin.subnet import ctranslate2_format, fairseq_format
+from taskmoe_plugin.subnet import ctranslate2_format, fairseq_format, pages
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
 from taskmoe_plugin.subnet.langtokens import prefixes
 from taskmoe_plugin.subnet.output import check_free, new_directory
 from taskmoe_plugin.subnet.plan import Plan, make_plan
 from taskmoe_plugin.subnet.report import Row, Size, describe_gates, versions, write_json
 from taskmoe_plugin.subnet.verify import Verifier
-from taskmoe_plugin.subnet.vocabulary import Vocabularies, used_symbols
-from taskmoe_plugin.subnet.weights import kept_bytes, read_weights
+from taskmoe_plugin.subnet.vocabulary import DictionaryReader, Vocabularies, used_symbols
+from taskmoe_plugin.subnet.weights import ffn_dims, kept_bytes, read_weights
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,10 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
     Raises:
         SubnetError: anything a user can put right. Subnets that were complete by then are kept.
     """
+    pages.return_freed_memory()
     checkpoint = Checkpoint.open(path)
-    jobs = [_job(checkpoint, pairs, options) for pairs in groups or [[pair] for pair in checkpoint.pairs]]
+    reader = DictionaryReader(checkpoint, options.data)
+    jobs = [_job(checkpoint, reader, pairs, options) for pairs in groups or [[pair] for pair in checkpoint.pairs]]
     with _bar(total=path.stat().st_size, desc=f"SHA-256 of {path.name}", unit="B", unit_scale=True) as bar:
         digest = sha256(path, bar.update)
     source = {"path": str(path), "sha256": digest, "bytes": path.stat().st_size}
@@ -89,14 +91,14 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
     return [_Extraction(checkpoint, job, options, source, verifier).run() for job in jobs]
 
 
-def _job(checkpoint: Checkpoint, pairs: Sequence[str], options: Options) -> _Job:
+def _job(checkpoint: Checkpoint, reader: DictionaryReader, pairs: Sequence[str], options: Options) -> _Job:
     name = "+".join(pairs)
     directory = options.output_dir / name
     check_free(directory, options.force)
     plan = make_plan(checkpoint, pairs)
     if options.quantization:
         ctranslate2_format.check_supported(plan, checkpoint.args, checkpoint.cfg["task"])
-    return _Job(name, plan, Vocabularies.load(checkpoint, options.data, pairs), directory)
+    return _Job(name, plan, reader.read(pairs), directory)
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,15 @@ class _Extraction:
         start = time.monotonic()
         with new_directory(self.job.directory, self.options.force) as directory:
             vocabularies, rows = self._vocabulary()
-            weights = self._read(rows)
-            own = Size.of_weights(weights)
-            details = self._write(directory, weights, vocabularies)
+            dims = {name: ffn_dims(self.checkpoint.tensors, stack) for name, stack in self.job.plan.stacks.items()}
+            stock = self.job.plan.dense and self.options.padded and not self.options.quantization
+            widths = {name: max(own) for name, own in dims.items()} if stock else {}
+            weights = self._read(rows, widths)
+            full, parameters = Size.of_model(self.checkpoint.tensors), Size.of_weights(weights).parameters
+            details = self._write(directory, weights, vocabularies, dims, widths)
             del weights
             vocabularies.write(directory, restriction=self.options.trim_vocabulary)
-            full = Size.of_model(self.checkpoint.tensors)
-            subnet = Size(own.parameters + details.get("padding", {}).get("parameters", 0), details.pop("bytes"))
+            subnet = Size(parameters, (directory / details["file"]).stat().st_size)
             content = self._content(details, full, subnet, vocabularies)
             seconds = time.monotonic() - start
             verified = self._verify(directory, vocabularies)
@@ -138,17 +142,31 @@ class _Extraction:
         kept = vocabularies.keep((source, target))
         return vocabularies.trimmed(kept), dict(zip(TIED, (kept[0], kept[1], kept[1])))
 
-    def _read(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        total = kept_bytes(self.checkpoint.tensors, self.job.plan, rows)
-        with _bar(total=total, desc=self.job.name, unit="B", unit_scale=True) as bar:
-            return read_weights(self.checkpoint.tensors, self.job.plan, rows, self.options.dtype, bar.update)
+    def _read(self, rows: dict[str, Tensor], widths: dict[str, int]) -> dict[str, Tensor]:
+        tensors, plan = self.checkpoint.tensors, self.job.plan
+        with _bar(total=kept_bytes(tensors, plan, rows), desc=self.job.name, unit="B", unit_scale=True) as bar:
+            return read_weights(tensors, plan, rows, widths, self.options.dtype, bar.update)
 
-    def _write(self, directory: Path, weights: dict[str, Tensor], vocabularies: Vocabularies) -> dict[str, Any]:
-        if self.options.quantization:
-            return ctranslate2_format.write_model(
-                directory, self.checkpoint.args, weights, vocabularies, self.options.quantization
-            )
-        return fairseq_format.write_model(directory, self.checkpoint, self.job.plan, weights, self.options.padded)
+    def _write(
+        self,
+        directory: Path,
+        weights: dict[str, Tensor],
+        vocabularies: Vocabularies,
+        dims: dict[str, list[int]],
+        widths: dict[str, int],
+    ) -> dict[str, Any]:
+        """Write the model; returns what ``subnet.json`` says of its format."""
+        checkpoint, plan, quantization = self.checkpoint, self.job.plan, self.options.quantization
+        if quantization:
+            ctranslate2_format.write_model(directory, checkpoint.args, weights, vocabularies, quantization)
+            return {"format": "ctranslate2", "file": "model.bin", "quantization": quantization, "ffn_dims": dims}
+        if widths:
+            args = fairseq_format.stock_args(checkpoint.args, widths)
+        else:
+            args = fairseq_format.plugin_args(checkpoint.args, plan, dims)
+        fairseq_format.write_model(directory / "model.pt", checkpoint, plan, args, weights)
+        padding = {"padded_to": widths} if widths else {}
+        return {"format": "fairseq", "file": "model.pt", "arch": args.arch, "ffn_dims": dims, **padding}
 
     def _content(self, details: dict[str, Any], full: Size, subnet: Size, kept: Vocabularies) -> dict[str, Any]:
         plan, before = self.job.plan, self.job.vocabularies
@@ -178,4 +196,5 @@ class _Extraction:
 
 
 def _bar(loop: Iterable[Any] | None = None, **options: Any) -> Any:
-    return tqdm(loop, delay=1, leave=False, **options)
+    # Shown after a second, on a terminal.
+    return tqdm(loop, delay=1, leave=False, disable=None, **options)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+PIECE = 1 << 23
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _libc = None if sys.platform == "win32" else ctypes.CDLL(None)
 
 
@@ -23,6 +25,15 @@ def _range(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
 
 
+def return_freed_memory() -> None:
+    """Let every large tensor that is freed go back to the system at once, instead of leaving holes in the heap.
+
+    glibc otherwise learns from the first large one that is freed to keep such memory for itself.
+    """
+    if _libc is not None and hasattr(_libc, "mallopt"):
+        _libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
 def disable_readahead(tensors: Iterable[Tensor]) -> None:
     """Let reading one of these tensors, contiguous parts of one mapped file, not read what lies next to it.
 
@@ -34,15 +45,18 @@ def disable_readahead(tensors: Iterable[Tensor]) -> None:
 
 
 def read(tensor: Tensor) -> Tensor:
-    """A copy in ordinary memory of a tensor that is part of a mapped file.
+    """A copy in ordinary memory of a tensor of one or more dimensions that is part of a mapped file.
 
-    Its pages are read in one go and then given back, for mapped pages count as the process's memory. Only for tensors
-    of a mapped file: ordinary memory given back is lost.
+    Its pages are read in large pieces and then given back, for mapped pages count as the process's memory. Only for
+    tensors of a mapped file: ordinary memory given back is lost.
     """
-    start, end = _range(tensor)
-    _advise(start, end, "MADV_WILLNEED")
-    copy = tensor.clone(memory_format=torch.contiguous_format)
-    _advise(start, end, "MADV_DONTNEED")
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    rows = max(1, PIECE * tensor.size(0) // max(1, tensor.nbytes))
+    for source, target in zip(torch.split(tensor, rows), torch.split(copy, rows)):
+        start, end = _range(source)
+        _advise(start, end, "MADV_WILLNEED")
+        target.copy_(source)
+        _advise(start, end, "MADV_DONTNEED")
     return copy
 
 

@@ -23,14 +23,12 @@ class Vocabulary:
     """The dictionary of one side.
 
     Attributes:
-        path: the file that it was read from.
-        lines: the lines of the file.
-        dictionary: what fairseq makes of them: special symbols, the lines' symbols, language tokens.
+        text: the dictionary file.
+        dictionary: what fairseq makes of it: special symbols, the lines' symbols, language tokens.
         language_tokens: the tokens of all languages, those that the file has included.
     """
 
-    path: Path
-    lines: tuple[str, ...]
+    text: str
     dictionary: Dictionary
     language_tokens: frozenset[str]
 
@@ -43,9 +41,13 @@ class Vocabulary:
     def _first(self) -> int:
         return self.dictionary.nspecial  # type: ignore[no-any-return]
 
+    @property
+    def _end(self) -> int:
+        return self._first + self.text.count("\n")
+
     def pieces(self) -> list[str]:
         """The symbols of the file's lines: no special symbols, no language tokens that fairseq appended."""
-        return self.symbols[self._first : self._first + len(self.lines)]
+        return self.symbols[self._first : self._end]
 
     def kept_rows(self, used: Tensor) -> Tensor:
         """Rows, ascending, that a subnet needs of embeddings and output projection.
@@ -58,7 +60,7 @@ class Vocabulary:
         """
         keep = used.clone()
         keep[: self._first] = True
-        keep[self._first + len(self.lines) :] = True
+        keep[self._end :] = True
         for row, symbol in enumerate(self.pieces(), self._first):
             control = symbol in self.language_tokens or (symbol.startswith("<") and symbol.endswith(">"))
             if control or len(symbol.removesuffix("@@")) == 1:
@@ -68,15 +70,12 @@ class Vocabulary:
     def trimmed(self, rows: Tensor) -> Vocabulary:
         """The dictionary with only the given rows, which include all that are no line of the file."""
         kept = set(rows.tolist())
-        lines = tuple(line for row, line in enumerate(self.lines, self._first) if row in kept)
-        dictionary = _parse(lines)
-        for symbol in self.symbols[self._first + len(self.lines) :]:
+        lines = enumerate(self.text.split("\n")[:-1], self._first)
+        text = "".join(f"{line}\n" for row, line in lines if row in kept)
+        dictionary = _parse(text)
+        for symbol in self.symbols[self._end :]:
             dictionary.add_symbol(symbol)
-        return Vocabulary(self.path, lines, dictionary, self.language_tokens)
-
-    def write(self, path: Path) -> None:
-        """Write a file that ``Dictionary.load`` reads."""
-        path.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
+        return Vocabulary(text, dictionary, self.language_tokens)
 
 
 @dataclass(frozen=True)
@@ -93,25 +92,6 @@ class Vocabularies:
     target: Vocabulary
     shared: bool
     langs: tuple[tuple[str, ...], tuple[str, ...]]
-
-    @classmethod
-    def load(cls, checkpoint: Checkpoint, data: Sequence[Path], pairs: Iterable[str]) -> Vocabularies:
-        """The dictionaries of some pairs.
-
-        Raises:
-            SubnetError: a file is missing, broken or does not fit the model.
-        """
-        langs = tuple(tuple(dict.fromkeys(side)) for side in zip(*map(split_pair, pairs)))
-        args = checkpoint.args
-        shared = args.share_all_embeddings or bool(set(langs[0]) & set(langs[1]))
-        sides = []
-        for side, tensor in ((0, "encoder.embed_tokens.weight"), (1, "decoder.embed_tokens.weight")):
-            rows = checkpoint.tensors.mapped(tensor).size(0)
-            found = [_load(checkpoint, path, rows) for path in _paths(checkpoint, data, langs[side], side)]
-            if any(other.symbols != found[0].symbols for other in found):
-                raise SubnetError(f"{found[0].path}: differs from {found[-1].path}; all languages of a side share one")
-            sides.append(found[0])
-        return cls(sides[0], sides[1], shared, (langs[0], langs[1]))
 
     def keep(self, used: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The rows to keep on each side.
@@ -137,42 +117,84 @@ class Vocabularies:
         """
         for vocabulary, langs in zip((self.source, self.target), self.langs):
             for lang in langs:
-                vocabulary.write(directory / f"dict.{lang}.txt")
+                (directory / f"dict.{lang}.txt").write_text(vocabulary.text, encoding="utf-8")
                 if restriction:
                     text = "".join(f"{piece}\n" for piece in vocabulary.pieces())
                     (directory / f"vocabulary.{lang}.txt").write_text(text, encoding="utf-8")
 
 
-def _paths(checkpoint: Checkpoint, data: Sequence[Path], langs: Iterable[str], side: int) -> list[Path]:
-    task = checkpoint.cfg["task"]
-    fixed = task.fixed_dictionary or (task.source_dict, task.target_dict)[side]
-    return [Path(fixed)] if fixed else [data[0] / f"dict.{lang}.txt" for lang in langs]
+class DictionaryReader:
+    """Reads the dictionaries of a model's languages; equal ones are read once.
+
+    Args:
+        checkpoint: the model.
+        data: the directories of its binarised data, of which the first has the dictionaries.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, data: Sequence[Path]) -> None:
+        self.checkpoint = checkpoint
+        self.data = data
+        self._known: dict[str, Vocabulary] = {}
+
+    def read(self, pairs: Iterable[str]) -> Vocabularies:
+        """The dictionaries of some pairs.
+
+        Raises:
+            SubnetError: a file is missing, broken or does not fit the model.
+        """
+        sources, targets = (tuple(dict.fromkeys(side)) for side in zip(*map(split_pair, pairs)))
+        shared = self.checkpoint.args.share_all_embeddings or not set(sources).isdisjoint(targets)
+        task = self.checkpoint.cfg["task"]
+        return Vocabularies(
+            self._side("encoder.embed_tokens.weight", task.source_dict, sources),
+            self._side("decoder.embed_tokens.weight", task.target_dict, targets),
+            shared,
+            (sources, targets),
+        )
+
+    def _side(self, embeddings: str, path: str | None, langs: Sequence[str]) -> Vocabulary:
+        fixed = self.checkpoint.cfg["task"].fixed_dictionary or path
+        files = [Path(fixed)] if fixed else [self.data[0] / f"dict.{lang}.txt" for lang in langs]
+        texts = [_read_text(file) for file in files]
+        for file, text in zip(files, texts):
+            if text != texts[0]:
+                raise SubnetError(f"{file}: differs from {files[0]}; all languages of a side share one dictionary")
+        if texts[0] not in self._known:
+            self._known[texts[0]] = self._parse(files[0], texts[0])
+        vocabulary = self._known[texts[0]]
+        rows = self.checkpoint.tensors.mapped(embeddings).size(0)
+        if len(vocabulary.symbols) != rows:
+            raise SubnetError(
+                f"{files[0]}: has {len(vocabulary.symbols)} symbols with the language tokens, the checkpoint's "
+                f"embeddings have {rows}; give the DATA_BIN that the model was trained on"
+            )
+        return vocabulary
+
+    def _parse(self, path: Path, text: str) -> Vocabulary:
+        try:
+            dictionary = _parse(text)
+        except (ValueError, RuntimeError) as error:
+            raise SubnetError(f"{path}: no fairseq dictionary ({' '.join(str(error).split())})") from None
+        tokens, task = Dictionary(add_special_symbols=False), self.checkpoint.cfg["task"]
+        for each in (dictionary, tokens):
+            augment_dictionary(each, self.checkpoint.langs, task.lang_tok_style, task.langtoks_specs, task.extra_data)
+        return Vocabulary(text, dictionary, frozenset(tokens.symbols))
 
 
-def _parse(lines: Sequence[str]) -> Dictionary:
+def _parse(text: str) -> Dictionary:
     dictionary = Dictionary()
-    dictionary.add_from_file(StringIO("".join(f"{line}\n" for line in lines)))
+    dictionary.add_from_file(StringIO(text))
     return dictionary
 
 
-def _load(checkpoint: Checkpoint, path: Path, rows: int) -> Vocabulary:
+def _read_text(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        dictionary = _parse(lines)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SubnetError(f"{path}: no such file; give the DATA_BIN that the model was trained on") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SubnetError(f"{path}: no fairseq dictionary ({' '.join(str(error).split())})") from None
-    tokens = Dictionary(add_special_symbols=False)
-    task = checkpoint.cfg["task"]
-    for each in (dictionary, tokens):
-        augment_dictionary(each, checkpoint.langs, task.lang_tok_style, task.langtoks_specs, task.extra_data)
-    if len(dictionary) != rows:
-        raise SubnetError(
-            f"{path}: has {len(dictionary)} symbols with the language tokens, the checkpoint's embeddings have {rows}; "
-            "give the DATA_BIN that the model was trained on"
-        )
-    return Vocabulary(path, tuple(lines), dictionary, frozenset(tokens.symbols))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SubnetError(f"{path}: cannot be read ({error})") from None
+    return text if text.endswith("\n") else text + "\n"
 
 
 def used_symbols(

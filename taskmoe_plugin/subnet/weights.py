@@ -9,28 +9,29 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
-from taskmoe_plugin.subnet.fold import FeedForward, fold
+from taskmoe_plugin.subnet.fold import FeedForward, fold, pad
 from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan
 
-_OF_GATES = re.compile(r"(encoder|decoder)\.(layers\.\d+\.moe|tasks)\.")
 _FFN = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+_OF_LAYERS = re.compile(r"(encoder|decoder)\.(layers\.\d+\.(moe|fc1|fc2)|tasks)\.")
+Read = Callable[[str], Tensor]
 
 
 def read_weights(
     tensors: MappedTensors,
     plan: Plan,
     rows: Mapping[str, Tensor],
+    widths: Mapping[str, int],
     dtype: torch.dtype | None,
     advance: Callable[[int], object],
 ) -> dict[str, Tensor]:
     """The tensors of a subnet by name; tensors that share weights are the same object.
 
-    Layers have their own widths: nothing is padded.
-
     Args:
         tensors: the full model.
         plan: what becomes of it.
         rows: for tensors of which only some rows are kept, their indices (int64).
+        widths: the hidden width that feed-forward networks outside MoE layers are padded to, for stacks that need it.
         dtype: what floating-point weights are stored as; None: as they are, folded ones in fp32.
         advance: told of the number of bytes that have been read.
     """
@@ -41,7 +42,7 @@ def read_weights(
         advance(tensor.nbytes)
         return tensor
 
-    for name, tensor in _subnet_tensors(tensors, plan, read):
+    for name, tensor in _subnet_tensors(tensors, plan, widths, read):
         # A gate computes in fp32 whatever the model does.
         rounded = dtype and tensor.is_floating_point() and ".router." not in name
         weights[name] = tensor.to(dtype) if rounded else tensor
@@ -52,61 +53,71 @@ def read_weights(
 
 
 def kept_bytes(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor]) -> int:
-    """Bytes that ``read_weights`` reads, those of the routers aside."""
-    total = 0
-    for name in _kept_names(tensors, plan):
-        mapped = tensors.mapped(name)
-        total += mapped[0].nbytes * rows[name].numel() if name in rows else mapped.nbytes
-    return total
-
-
-def _kept_names(tensors: MappedTensors, plan: Plan) -> Iterator[str]:
-    yield from _shared_names(tensors)
+    """Bytes that ``read_weights`` reads, those of the gates aside."""
+    names = _shared_names(tensors)
     for stack in plan.stacks.values():
-        for layer in stack.moe_layers:
-            yield from (f"{prefix}{name}" for prefix in _expert_prefixes(stack, layer) for name in _FFN)
+        for layer in range(stack.layers):
+            names += [prefix + part for prefix in _networks(stack, layer) for part in _FFN]
+    return sum(tensors.mapped(name)[: len(rows[name]) if name in rows else None].nbytes for name in names)
+
+
+def ffn_dims(tensors: MappedTensors, stack: StackPlan) -> list[int]:
+    """Hidden width, in the subnet, of the feed-forward network of each layer; in an MoE layer, that of an expert."""
+    dims = []
+    for layer in range(stack.layers):
+        own = [tensors.mapped(prefix + "fc1.bias").numel() for prefix in _networks(stack, layer)]
+        dims.append(sum(own) if stack.fate is Fate.FOLDED else own[0])
+    return dims
 
 
 def _shared_names(tensors: MappedTensors) -> list[str]:
-    return [name for name in tensors.names() if name not in tensors.tied and not _OF_GATES.match(name)]
+    return [name for name in tensors.names() if name not in tensors.tied and not _OF_LAYERS.match(name)]
 
 
-def _expert_prefixes(stack: StackPlan, layer: int) -> list[str]:
-    return [f"{stack.config.stack}.layers.{layer}.moe.experts.{index}." for index in stack.kept_experts(layer)]
+def _networks(stack: StackPlan, layer: int) -> list[str]:
+    """Prefixes of the feed-forward networks that a layer keeps."""
+    prefix = f"{stack.config.stack}.layers.{layer}."
+    if layer not in stack.moe_layers:
+        return [prefix]
+    return [f"{prefix}moe.experts.{index}." for index in stack.kept_experts(layer)]
 
 
-def _subnet_tensors(tensors: MappedTensors, plan: Plan, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _subnet_tensors(
+    tensors: MappedTensors, plan: Plan, widths: Mapping[str, int], read: Read
+) -> Iterator[tuple[str, Tensor]]:
     for name in _shared_names(tensors):
         yield name, read(name)
     for name, stack in plan.stacks.items():
-        for layer in stack.moe_layers:
-            prefix = f"{name}.layers.{layer}."
-            if stack.fate is Fate.FOLDED:
-                experts, weights = (table[0].tolist() for table in stack.gates[layer])
-                parts = [_feed_forward(read, f"{prefix}moe.experts.{expert}.") for expert in experts]
-                ffn = fold(parts, weights)
-                yield from zip((prefix + part for part in _FFN), _parts(ffn))
+        for layer in range(stack.layers):
+            if layer in stack.moe_layers and stack.fate is not Fate.FOLDED:
+                yield from _moe_layer(tensors, stack, layer, read)
                 continue
-            for expert in _expert_prefixes(stack, layer):
-                yield from ((expert + part, read(expert + part)) for part in _FFN)
-            yield from _router(tensors, stack, layer, prefix + "moe.router.")
+            ffn = _feed_forward(stack, layer, read)
+            wide = pad(ffn, widths[name]) if name in widths else ffn
+            parts = wide.fc1_weight, wide.fc1_bias, wide.fc2_weight, wide.fc2_bias
+            yield from ((f"{name}.layers.{layer}.{part}", tensor) for part, tensor in zip(_FFN, parts))
         if stack.fate is Fate.ROUTED:
             yield f"{name}.tasks.share", _kept_share(tensors, stack)
 
 
-def _feed_forward(read: Callable[[str], Tensor], prefix: str) -> FeedForward:
-    return FeedForward(*(read(prefix + part) for part in _FFN))
+def _feed_forward(stack: StackPlan, layer: int, read: Read) -> FeedForward:
+    prefix = f"{stack.config.stack}.layers.{layer}."
+    if layer not in stack.moe_layers:
+        return FeedForward(*(read(prefix + part) for part in _FFN))
+    experts, weights = (table[0].tolist() for table in stack.gates[layer])
+    return fold(
+        [FeedForward(*(read(f"{prefix}moe.experts.{expert}.{part}") for part in _FFN)) for expert in experts], weights
+    )
 
 
-def _parts(ffn: FeedForward) -> tuple[Tensor, ...]:
-    return ffn.fc1_weight, ffn.fc1_bias, ffn.fc2_weight, ffn.fc2_bias
-
-
-def _router(tensors: MappedTensors, stack: StackPlan, layer: int, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _moe_layer(tensors: MappedTensors, stack: StackPlan, layer: int, read: Read) -> Iterator[tuple[str, Tensor]]:
+    for prefix in _networks(stack, layer):
+        yield from ((prefix + part, read(prefix + part)) for part in _FFN)
+    router = f"{stack.config.stack}.layers.{layer}.moe.router."
     if stack.fate is Fate.WHOLE:
-        yield from ((name, tensors.tensor(name)) for name in tensors.names() if name.startswith(prefix))
+        yield from ((name, tensors.tensor(name)) for name in tensors.names() if name.startswith(router))
     else:
-        yield from zip((prefix + "experts", prefix + "weights"), stack.gates[layer])
+        yield from zip((router + "experts", router + "weights"), stack.gates[layer])
 
 
 def _kept_share(tensors: MappedTensors, stack: StackPlan) -> Tensor:
