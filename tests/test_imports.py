@@ -14,9 +14,10 @@ import taskmoe_plugin
 PACKAGE = Path(taskmoe_plugin.__file__).parent
 MAY_IMPORT = {
     "moe": {"moe"},
-    "models": {"moe", "models", "errors"},
-    "criterions": {"moe", "models", "criterions", "errors"},
-    "tasks": {"moe", "models", "tasks", "errors"},
+    "parallel": {"moe", "parallel", "errors"},
+    "models": {"moe", "parallel", "models", "errors"},
+    "criterions": {"moe", "parallel", "models", "criterions", "errors"},
+    "tasks": {"moe", "parallel", "models", "tasks", "errors"},
 }
 
 

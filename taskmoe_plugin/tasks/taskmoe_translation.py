@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +81,19 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         elif self.args.eval_bleu:
             self.validation_bleu = ValidationBleu(self, model, len(self.lang_pairs), set(self._langtoks().values()))
         return model
+
+    def build_generator(
+        self,
+        models: Any,
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
+    ) -> Any:
+        """As fairseq's; takes the last argument, which the hub interface gives, from there too."""
+        if prefix_allowed_tokens_fn is not None:
+            args = Namespace(**{**args, "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn})
+        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """Tell the model how many training tokens each pair has: they weigh its balance loss."""

@@ -7,10 +7,13 @@ import io
 import json
 import logging
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from fairseq import checkpoint_utils
 
 import taskmoe_plugin
 
@@ -53,6 +56,25 @@ class _Recorder(logging.Handler):
         self.output.records.append((record.name, record.getMessage()))
 
 
+@contextmanager
+def _recording(output: Output) -> Iterator[None]:
+    # fairseq-validate replaces the handlers of the root logger, so that a recorder there would go.
+    root, recorder = logging.getLogger(), _Recorder(output)
+    kept, level = list(root.handlers), root.level
+    ours = [logging.getLogger(name) for name in ("fairseq", "fairseq_cli")]
+    for each in ours:
+        each.addHandler(recorder)
+        each.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for each in ours:
+            each.removeHandler(recorder)
+            each.setLevel(logging.NOTSET)
+        root.handlers[:] = kept
+        root.setLevel(level)
+
+
 def run(tool: str, *argv: Any, stdin: str = "") -> Output:
     """Run ``fairseq-TOOL`` with arguments.
 
@@ -60,18 +82,15 @@ def run(tool: str, *argv: Any, stdin: str = "") -> Output:
         SystemExit: the tool exits with a status.
     """
     command = importlib.import_module(f"fairseq_cli.{tool}")
-    output, printed, recorder = Output(), io.StringIO(), None
-    root = logging.getLogger()
-    recorder, level, before = _Recorder(output), root.level, (sys.argv, sys.stdin)
-    root.addHandler(recorder)
-    root.setLevel(logging.INFO)
+    # The best score so far is an attribute of the function; a new process would start without.
+    vars(checkpoint_utils.save_checkpoint).clear()
+    output, printed = Output(), io.StringIO()
+    before = sys.argv, sys.stdin
     sys.argv, sys.stdin = [f"fairseq-{tool}", *map(str, argv)], io.StringIO(stdin)
     try:
-        with redirect_stdout(printed):
+        with redirect_stdout(printed), _recording(output):
             command.cli_main()
     finally:
         sys.argv, sys.stdin = before
-        root.removeHandler(recorder)
-        root.setLevel(level)
-        output.stdout = printed.getvalue()
+    output.stdout = printed.getvalue()
     return output

@@ -1,0 +1,98 @@
+"""What a user can get wrong ends in one line on standard error and status 2, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.commands import run
+from tests.helpers.corpus import Corpus
+from tests.helpers.tasks import LANGTOKS, task_flags
+from tests.helpers.training import generate, generate_flags, train
+
+
+def error_of(capsys: pytest.CaptureFixture[str], command, *args) -> str:
+    """The one line that is printed by a command that stops with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        command(*args)
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+TRAINING = [
+    (("--moe-top-k", 5), "--moe-top-k 5: give between 1 and --moe-expert-count, which is 4"),
+    (("--encoder-moe-routing", "language"), "argument --encoder-moe-routing: invalid choice: 'language'"),
+    (("--moe-expert-count", 0), "--moe-expert-count 0: give at least 1"),
+    (("--moe-capacity-factor", 1.0), "--moe-capacity-factor 1: only token routing has a capacity"),
+    (("--checkpoint-activations",), "--checkpoint-activations: not supported"),
+    (("--encoder-moe-routing", "group"), "--moe-task-groups: group routing needs this file"),
+    (
+        ("--encoder-moe-routing", "group", "--moe-task-groups", "nowhere.tsv"),
+        "--moe-task-groups nowhere.tsv: cannot be read",
+    ),
+    (("--task", "translation_multi_simple_epoch"), "--task: taskmoe_transformer needs language ids"),
+    (("--lang-pairs", "en-de,en-cs"), "en-cs contains languages that are not in the language dictionary"),
+    (("--lang-pairs", "en-de,fr-de,en-en"), "no valid data for en-en"),
+    (("--eval-bleu", "--eval-bleu-args", "beam=4"), "--eval-bleu-args beam=4: not JSON"),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), TRAINING, ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else ""
+)
+def test_training_stops_before_it_starts(corpus: Corpus, tmp_path: Path, capsys, flags: tuple, expected: str) -> None:
+    assert expected in error_of(capsys, train, corpus, tmp_path, *flags)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_a_stock_architecture_is_refused(corpus: Corpus, tmp_path: Path, capsys) -> None:
+    flags = (*LANGTOKS, "--arch", "transformer_tiny", "--max-tokens", 300, "--save-dir", tmp_path)
+    message = error_of(capsys, run, "train", *task_flags(corpus, *flags))
+    assert "--arch transformer_tiny: does not take the language ids" in message
+
+
+def test_a_data_directory_that_is_missing_is_named(tmp_path: Path, capsys) -> None:
+    nowhere = Corpus(tmp_path, tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'}" in error_of(capsys, train, nowhere, tmp_path)
+
+
+def test_a_pair_without_a_group_is_named(corpus: Corpus, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "groups.tsv"
+    path.write_text("en-de\tone\nde-en\tone\nen-fr\ttwo\nde-fr\ttwo\n")
+    flags = ("--decoder-moe-routing", "group", "--moe-task-groups", path)
+    assert f"{path}: no group for fr-en" in error_of(capsys, train, corpus, tmp_path, *flags)
+
+
+def test_an_unseen_pair_is_refused_under_pair_routing_and_the_known_ones_are_named(
+    corpus: Corpus, checkpoints: dict, capsys
+) -> None:
+    message = error_of(capsys, generate, corpus, checkpoints["pair/group"], "fr-de")
+    assert "--source-lang fr --target-lang de" in message
+    assert "en-de,de-en,en-fr,fr-en,de-fr" in message
+
+
+def test_an_unseen_pair_is_translated_under_source_and_target_routing(corpus: Corpus, checkpoint: Path) -> None:
+    assert len(generate(corpus, checkpoint, "fr-de").hypotheses) == 9
+
+
+@pytest.mark.parametrize("tool", ["generate", "interactive"])
+@pytest.mark.parametrize("langs", ["de,en,fr", "en,de,fr,cs", "en,de"])
+def test_other_languages_than_the_checkpoints_are_refused(corpus, checkpoint, capsys, tool: str, langs: str) -> None:
+    flags = generate_flags(corpus, checkpoint, "en-de", "--langs", langs, "--lang-pairs", "en-de")
+    assert f"--langs {langs}: the checkpoint was trained with --langs en,de,fr" in error_of(capsys, run, tool, *flags)
+
+
+def test_languages_from_another_directory_of_data_are_named(corpus: Corpus, checkpoint: Path, capsys, tmp_path) -> None:
+    elsewhere = Corpus(corpus.raw, tmp_path)
+    assert str(tmp_path) in error_of(capsys, generate, elsewhere, checkpoint, "en-de")
+
+
+def test_the_groups_file_is_not_needed_to_translate(corpus: Corpus, checkpoints: dict) -> None:
+    path = checkpoints["pair/group"]
+    (path.parent / "groups.tsv").unlink(missing_ok=True)
+    assert len(generate(corpus, path, "en-de").hypotheses) == 21
+    assert "moe_task_groups" in vars(torch.load(path, weights_only=True)["cfg"]["model"])

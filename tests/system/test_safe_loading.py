@@ -1,0 +1,48 @@
+"""Our checkpoints load with PyTorch's safe loading, and a pickle that wants more is refused."""
+
+from __future__ import annotations
+
+import inspect
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.corpus import Corpus
+from tests.helpers.training import generate, train
+
+SAFE_BY_DEFAULT = inspect.signature(torch.load).parameters["weights_only"].default is not False
+
+
+class Foreign:
+    """Its unpickling would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.write_text, (self.path, "was here")
+
+
+@pytest.mark.parametrize("flags", [("--eval-bleu",), ("--fp16", "--fp16-no-flatten-grads"), ("--store-ema",)], ids=str)
+def test_a_checkpoint_holds_tensors_flags_and_nothing_else(corpus: Corpus, tmp_path: Path, flags: tuple) -> None:
+    train(corpus, tmp_path, *flags)
+    path = tmp_path / "checkpoint_last.pt"
+    assert torch.load(path, weights_only=True)["cfg"]["model"].taskmoe_langs == "en,de,fr"
+    allowed = {f"{Namespace.__module__}.{Namespace.__qualname__}"}
+    assert set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) <= allowed
+
+
+def test_a_checkpoint_that_wants_more_is_refused(corpus: Corpus, checkpoint: Path, tmp_path: Path) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["extra_state"]["foreign"] = Foreign(tmp_path / "trace")
+    path = tmp_path / "foreign.pt"
+    torch.save(saved, path)
+    if not SAFE_BY_DEFAULT:
+        pytest.skip("fairseq loads as PyTorch does by default, and before 2.6 that is not safe")
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
+        generate(corpus, path, "en-de")
+    assert not (tmp_path / "trace").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "trace").exists()
