@@ -41,8 +41,8 @@ def _measure(args: Namespace, workers: dict[str, Worker], experts: int) -> list[
         clock.seconds += last[name]["seconds"]
 
     systems = {name: lambda name=name: update(name) for name in workers}
-    # The first update allocates the optimizer's state.
-    seconds = time_in_turns(systems, args.repetitions, warmup=1, clock=clock)
+    # The first update, which is not counted, allocates the optimizer's state.
+    seconds = time_in_turns(systems, args.repetitions, warmup=0, clock=clock)
     rows = []
     for name, values in seconds.items():
         ratio = paired_ratios(seconds[REFERENCE], values)
