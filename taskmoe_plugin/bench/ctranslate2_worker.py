@@ -6,7 +6,6 @@ which it therefore cannot import.
 
 import json
 import os
-import resource
 import sys
 import time
 
@@ -15,8 +14,10 @@ import ctranslate2
 
 def peak_bytes() -> int:
     """The most memory this process has had resident."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # getrusage would do, but on Linux a new process inherits what its parent had.
+    with open("/proc/self/status", encoding="utf-8") as status:
+        kilobytes = next(line.split()[1] for line in status if line.startswith("VmHWM:"))
+    return int(kilobytes) * 1024
 
 
 def main() -> None:

@@ -68,7 +68,8 @@ class _Systems:
             setup = {"path": str(path), "compute_type": quantization, **language_tokens(self.source), **common}
             return path, Worker(CTRANSLATE2_WORKER, setup, self.args.threads)
         path, data = self._fairseq_model(system)
-        setup = {"path": str(path), "data": str(data), "pair": self.source.pair, **common}
+        setup = {"path": str(path), "data": str(data), "pair": self.source.pair,
+                 "even_gates": system == REFERENCE, **common}  # fmt: skip
         return path, Worker(FAIRSEQ_WORKER, setup, self.args.threads)
 
     def _fairseq_model(self, system: str) -> tuple[Path, Path]:

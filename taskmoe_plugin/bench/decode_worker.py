@@ -7,9 +7,26 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import GenerationConfig
+from torch import Tensor, nn
 
 from taskmoe_plugin.bench.timing import make_clock
 from taskmoe_plugin.bench.workers import Message, serve
+from taskmoe_plugin.moe import TokenRouter
+
+
+class EvenGate(nn.Module):
+    """A gate that scores experts at random.
+
+    A trained token gate spreads tokens over all experts. With random weights all hypotheses become alike, and would
+    share a few experts.
+    """
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.randn(x.size(0), self.experts, device=x.device)
 
 
 def set_up(message: Message) -> Any:
@@ -23,6 +40,9 @@ def set_up(message: Message) -> Any:
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([message["path"]], arg_overrides=overrides)
     for model in models:
         model.eval()
+        if message["even_gates"]:
+            for router in (each for each in model.modules() if isinstance(each, TokenRouter)):
+                router.gate = EvenGate(router.num_experts)
         model.prepare_for_inference_(cfg)
     generation = GenerationConfig(beam=message["beam"])
     if message["length"]:
