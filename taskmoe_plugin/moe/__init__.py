@@ -7,9 +7,10 @@ token, U routing units (tasks, sentences or tokens), N tokens that are not paddi
 
 from taskmoe_plugin.moe.batch import RoutedBatch, TokenBatch
 from taskmoe_plugin.moe.dispatch import Dispatch, expert_capacity, make_dispatch, run_experts
-from taskmoe_plugin.moe.experts import Expert
+from taskmoe_plugin.moe.experts import AbsentExpert, Expert, seeded
 from taskmoe_plugin.moe.layer import MoELayer, MoERecord
-from taskmoe_plugin.moe.losses import balance_loss, experts_in_use, gate_entropy, z_loss
+from taskmoe_plugin.moe.losses import balance_loss, expert_load, experts_in_use, gate_entropy, load_balance, z_loss
+from taskmoe_plugin.moe.placement import held_by
 from taskmoe_plugin.moe.routers import (
     FixedTaskRouter,
     Gates,
@@ -23,6 +24,7 @@ from taskmoe_plugin.moe.routers import (
 )
 
 __all__ = [
+    "AbsentExpert",
     "Dispatch",
     "Expert",
     "FixedTaskRouter",
@@ -39,10 +41,14 @@ __all__ = [
     "TokenRouter",
     "balance_loss",
     "expert_capacity",
+    "expert_load",
     "experts_in_use",
     "gate_entropy",
+    "held_by",
+    "load_balance",
     "make_dispatch",
     "run_experts",
+    "seeded",
     "top_k_gates",
     "z_loss",
 ]

@@ -46,6 +46,8 @@ class RoutedBatch:
         task: (B,) int64, the task of each row; None where the stack does not route by task.
         only_task: the task of all rows, when they share one and nothing is padding, else None.
         task_share: (number of tasks,) fp32 summing to 1, the share of the training tokens that each task has.
+        task_tokens: (W, number of tasks) int64, the tokens of each task on every process; None unless the experts are
+            spread over W processes.
         sentence: (B, C), what a sentence router routes by; None: the mean of the row's tokens at the layer's input.
     """
 
@@ -53,4 +55,5 @@ class RoutedBatch:
     task: Tensor | None = None
     only_task: int | None = None
     task_share: Tensor | None = None
+    task_tokens: Tensor | None = None
     sentence: Tensor | None = None

@@ -39,7 +39,9 @@ def expert_capacity(factor: float, tokens: int, experts: int, k: int) -> int:
     return math.ceil(factor * k * tokens / experts)
 
 
-def make_dispatch(experts: Tensor, weights: Tensor, num_experts: int, capacity: int | None = None) -> Dispatch:
+def make_dispatch(
+    experts: Tensor, weights: Tensor, num_experts: int, capacity: int | None = None, ahead: Tensor | None = None
+) -> Dispatch:
     """Sort the assignments of N tokens by expert.
 
     With a capacity, each expert serves first choices before second ones and, among equals, earlier tokens before
@@ -50,6 +52,7 @@ def make_dispatch(experts: Tensor, weights: Tensor, num_experts: int, capacity: 
         weights: (N, K) fp32.
         num_experts: E.
         capacity: most assignments an expert takes; None for dropless.
+        ahead: (K, E) int64, for each choice how many assignments of other processes an expert serves before.
     """
     tokens, k = experts.shape
     by_choice = experts.t().reshape(-1)
@@ -60,8 +63,10 @@ def make_dispatch(experts: Tensor, weights: Tensor, num_experts: int, capacity: 
         sorted_experts = by_choice[order]
         first = counts.cumsum(0) - counts
         rank = torch.arange(order.numel(), device=order.device) - first[sorted_experts]
+        if ahead is not None:
+            rank += ahead[order // max(tokens, 1), sorted_experts]
         order = order[rank < capacity]
-        counts = counts.clamp(max=capacity)
+        counts = torch.bincount(by_choice[order], minlength=num_experts)
         dropped = tokens * k - order.numel()
     weight = weights.t().reshape(-1).index_select(0, order)
     return Dispatch(order % max(tokens, 1), weight, counts.tolist(), dropped)
@@ -82,6 +87,19 @@ def run_experts(x: Tensor, dispatch: Dispatch, experts: Mapping[int, Callable[[T
     if not used:
         return torch.zeros_like(x)
     slices = torch.split_with_sizes(x.index_select(0, dispatch.token), [dispatch.counts[expert] for expert in used])
-    outputs = torch.cat([experts[expert](part) for expert, part in zip(used, slices)])
+    return combine(x, torch.cat([experts[expert](part) for expert, part in zip(used, slices)]), dispatch)
+
+
+def combine(x: Tensor, outputs: Tensor, dispatch: Dispatch) -> Tensor:
+    """Weighted sum of the outputs of each token's experts, where they are.
+
+    Args:
+        x: (M, C) the activations that were dispatched.
+        outputs: (A, C) the experts' outputs, in the order of the assignments.
+        dispatch: the assignments.
+
+    Returns:
+        (M, C) in the dtype of x; rows without an assignment are zero.
+    """
     weighted = outputs * dispatch.weight.unsqueeze(1).to(outputs.dtype)
     return x.new_zeros(x.shape, dtype=outputs.dtype).index_add(0, dispatch.token, weighted).to(x.dtype)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from taskmoe_plugin.moe.batch import RoutedBatch
-from taskmoe_plugin.moe.dispatch import expert_capacity, make_dispatch, run_experts
-from taskmoe_plugin.moe.experts import Expert
+from taskmoe_plugin.moe.dispatch import Dispatch, expert_capacity, make_dispatch, run_experts
+from taskmoe_plugin.moe.experts import AbsentExpert, Expert
+from taskmoe_plugin.moe.placement import task_assignments
 from taskmoe_plugin.moe.routers import Gates, Router
+
+if TYPE_CHECKING:  # needs fairscale, which a layer without it does not
+    from taskmoe_plugin.moe.expert_parallel import ExpertParallel
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,13 @@ class MoERecord:
     Attributes:
         gates: gates of U units.
         share: (U,) fp32, the share of tokens of each unit.
+        tokens: the number of tokens that ``share`` divides; None where it is not of the batch but of all training data.
         dropped: share of the assignments that were dropped, 0 when dropless.
     """
 
     gates: Gates
     share: Tensor
+    tokens: int | None
     dropped: float
 
 
@@ -38,15 +45,18 @@ class MoELayer(nn.Module):
         capacity_factor: in training an expert takes at most ceil(factor · K · N / E) tokens; 0: dropless.
         eval_capacity_factor: the same in evaluation.
         indices: the global index of each expert, 0, 1, … by default; a subnet lacks those that its tasks do not use.
+        parallel: the processes over which the experts are spread; of those that others hold, ``experts`` has
+            placeholders.
     """
 
     def __init__(
         self,
         router: Router,
-        experts: Iterable[Expert],
+        experts: Iterable[Expert | AbsentExpert],
         capacity_factor: float = 0.0,
         eval_capacity_factor: float = 0.0,
         indices: Iterable[int] | None = None,
+        parallel: ExpertParallel | None = None,
     ) -> None:
         super().__init__()
         self.router = router
@@ -55,6 +65,7 @@ class MoELayer(nn.Module):
         self.experts = nn.ModuleDict({str(index): expert for index, expert in named})
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor = eval_capacity_factor
+        self.parallel = parallel
 
     def forward(self, x: Tensor, batch: RoutedBatch) -> tuple[Tensor, MoERecord]:
         """Map (T, B, C) to (T, B, C), padding to zero.
@@ -64,11 +75,14 @@ class MoELayer(nn.Module):
         """
         flat = x.reshape(-1, x.size(-1))
         gates = self.router.gates(flat, batch)
-        if batch.only_task is not None:
+        # Processes that share experts must do the same things, also where one of them has a batch of one task.
+        if batch.only_task is not None and self.parallel is None:
             output, dropped = self._one_task(flat, gates, batch.only_task), 0.0
         else:
             output, dropped = self._dispatched(flat, gates, batch)
-        return output.view_as(x), MoERecord(gates, self.router.share(batch, gates.probs.size(0)), dropped)
+        share = self.router.share(batch, gates.probs.size(0))
+        tokens = batch.tokens.row.numel() if batch.task_share is None else None
+        return output.view_as(x), MoERecord(gates, share, tokens, dropped)
 
     def _one_task(self, x: Tensor, gates: Gates, task: int) -> Tensor:
         # All tokens share their experts: nothing to sort, gather or scatter.
@@ -85,10 +99,26 @@ class MoELayer(nn.Module):
         if unit is not None:
             experts, weights = experts[unit], weights[unit]
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        index = batch.tokens.index
+        if factor:
+            # Who comes first must not depend on padding or on how rows are split: sentence after sentence.
+            turn = batch.tokens.row.argsort(stable=True)
+            experts, weights, index = experts[turn], weights[turn], turn if index is None else index[turn]
         tokens, k = experts.shape
-        capacity = expert_capacity(factor, tokens, self.router.num_experts, k) if factor else None
-        dispatch = make_dispatch(experts, weights, self.router.num_experts, capacity)
-        if batch.tokens.index is not None:
-            dispatch = replace(dispatch, token=batch.tokens.index[dispatch.token])
-        output = run_experts(x, dispatch, {int(name): expert for name, expert in self.experts.items()})
+        num_experts = self.router.num_experts
+        held = {int(name): expert for name, expert in self.experts.items()}
+        if self.parallel is None:
+            capacity = expert_capacity(factor, tokens, num_experts, k) if factor else None
+            dispatch = _from_rows(make_dispatch(experts, weights, num_experts, capacity), index)
+            output = run_experts(x, dispatch, held)
+        else:
+            known = batch.task_tokens
+            counts = None if known is None else task_assignments(known, gates.experts, num_experts)
+            dispatch, counts = self.parallel.make_dispatch(experts, weights, num_experts, factor, counts)
+            dispatch = _from_rows(dispatch, index)
+            output = self.parallel.run_experts(x, dispatch, counts, held)
         return output, dispatch.dropped / max(tokens * k, 1)
+
+
+def _from_rows(dispatch: Dispatch, index: Tensor | None) -> Dispatch:
+    return dispatch if index is None else replace(dispatch, token=index[dispatch.token])

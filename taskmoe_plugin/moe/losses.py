@@ -30,7 +30,12 @@ def balance_loss(gates: Gates, share: Tensor) -> Tensor:
     f_i is the share of assignments that expert i gets, P_i the mean probability it is given. 1 when balanced; its
     gradient reaches the gate through P alone.
     """
-    return torch.dot(expert_load(gates, share), share @ gates.probs).mul(gates.probs.size(1))
+    return load_balance(expert_load(gates, share), share @ gates.probs)
+
+
+def load_balance(load: Tensor, mean_probs: Tensor) -> Tensor:
+    """The balance loss (…) of loads and mean probabilities (…, E) of the experts."""
+    return (load * mean_probs).sum(dim=-1).mul(load.size(-1))
 
 
 def z_loss(gates: Gates, share: Tensor) -> Tensor:
@@ -42,7 +47,7 @@ def z_loss(gates: Gates, share: Tensor) -> Tensor:
 
 def gate_entropy(gates: Gates, share: Tensor) -> Tensor:
     """Mean over tokens of the entropy of a unit's probabilities, in nats: 0 when certain, ln E when indifferent."""
-    entropy = torch.special.entr(gates.probs).sum(dim=-1)
+    entropy: Tensor = torch.special.entr(gates.probs).sum(dim=-1)
     return (share * entropy).sum()
 
 
