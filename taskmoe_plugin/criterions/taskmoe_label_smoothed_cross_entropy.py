@@ -1,5 +1,6 @@
 """Label-smoothed cross-entropy with the losses of the gates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +11,14 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
     label_smoothed_nll_loss,
 )
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from torch import Tensor
 
-from taskmoe_plugin.moe import MoERecord, balance_loss, experts_in_use, gate_entropy, z_loss
+from taskmoe_plugin.criterions.gate_losses import STATISTICS, over_processes, statistics, token_means
+from taskmoe_plugin.moe import MoERecord
 
 STACKS = ("encoder", "decoder")
-LOGGED = ("balance_loss", "z_loss", "gate_entropy", "experts_in_use", "dropped")
 
 
 @dataclass
@@ -30,7 +32,7 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
     """loss = label-smoothed cross-entropy + sample size · Σ over MoE layers of (w · balance loss + z · z-loss).
 
     fairseq's losses are sums over tokens, hence the factor; after normalisation it is Switch Transformer's
-    loss (section 2.2), one term per layer.
+    loss (section 2.2), one term per layer. With several processes the gates' losses are of all their batches together.
 
     Logs, besides fairseq's own, for each stack the mean over its layers of: balance loss (1 when balanced), z-loss,
     entropy of the gates in nats, share of experts in use, share of assignments dropped. In validation it also sums
@@ -68,12 +70,15 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
         }
+        filler = sample["net_input"].get("filler", False)
         for stack in STACKS:
             records = net_output[1]["moe"][stack]
-            means = layer_means(records, loss.device)
-            penalty = self.gate_loss_wt * means["balance_loss"] + self.z_loss_wt * means["z_loss"]
-            loss = loss + sample_size * len(records) * penalty
-            for name, value in means.items():
+            means, whole_size = self._means(records, sample_size, filler)
+            found = statistics(means, loss.device)
+            penalty = len(records) * (self.gate_loss_wt * found["balance_loss"] + self.z_loss_wt * found["z_loss"])
+            # The value is this batch's share of the penalty; the gradient, what the batch adds to that of the whole.
+            loss = loss + whole_size * penalty - (whole_size - sample_size) * penalty.detach()
+            for name, value in found.items():
                 logging_output[f"{stack}_{name}"] = value.data * sample_size
         logging_output["loss"] = loss.data
         if self.report_accuracy:
@@ -83,6 +88,17 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         if not self.training:
             self._log_pairs(logging_output, sample, row_loss, row_nll_loss)
         return loss, sample_size, logging_output
+
+    def _means(self, records: list[MoERecord], sample_size: Any, filler: bool) -> tuple[Sequence[Tensor], Any]:
+        """``token_means`` of the layers of a stack over the batches of all processes, and the sample size of them."""
+        means = [token_means(record) for record in records]
+        # Without tokens it is a table of tasks that counts, the same on every process.
+        tokens = records[0].tokens if records else None
+        if tokens is None or distributed_utils.get_data_parallel_world_size() == 1:
+            return means, sample_size
+        if filler:
+            tokens = sample_size = 0
+        return over_processes(means, tokens, sample_size, distributed_utils.get_data_parallel_group())
 
     def _row_losses(self, model: Any, net_output: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
         lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
@@ -106,21 +122,6 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         super().reduce_metrics(logging_outputs)
         sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
         for stack in STACKS:
-            for name in LOGGED:
+            for name in STATISTICS:
                 total = sum(log.get(f"{stack}_{name}", 0) for log in logging_outputs)
                 metrics.log_scalar(f"{stack}_{name}", total / sample_size, sample_size, round=3)
-
-
-def layer_means(records: list[MoERecord], device: torch.device) -> dict[str, Tensor]:
-    """Losses and statistics, each the mean over the MoE layers of a stack; zeros for a stack without any."""
-    columns = {
-        "balance_loss": [balance_loss(record.gates, record.share) for record in records],
-        "z_loss": [z_loss(record.gates, record.share) for record in records],
-        "gate_entropy": [gate_entropy(record.gates, record.share) for record in records],
-        "experts_in_use": [experts_in_use(record.gates, record.share) for record in records],
-        "dropped": [torch.tensor(record.dropped, device=device) for record in records],
-    }
-    # A stack without experts logs the same keys: fairseq sums the logs of all processes key by key.
-    return {
-        name: torch.stack(each).mean() if each else torch.zeros((), device=device) for name, each in columns.items()
-    }

@@ -36,6 +36,8 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-router-jitter", type=float, metavar="EPS",
         help="in training, multiply the gate's input by noise from [1-EPS, 1+EPS] (default: 0)")  # fmt: skip
     add("--moe-expert-dropout", type=float, metavar="P", help="dropout inside experts (default: activation dropout)")
+    add("--moe-expert-parallel", action="store_true",
+        help="spread the experts over the data-parallel processes (default: every process has all)")  # fmt: skip
 
 
 def set_moe_defaults(args: Namespace) -> None:
@@ -53,6 +55,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_eval_capacity_factor": 0.0,
         "moe_router_jitter": 0.0,
         "moe_expert_dropout": None,
+        "moe_expert_parallel": False,
     }
     for name, value in defaults.items():
         setattr(args, name, getattr(args, name, value))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from taskmoe_plugin.models.layers import TaskMoEDecoderLayer
 from taskmoe_plugin.models.stack import StackConfig, StackState, TaskIndex
-from taskmoe_plugin.moe import RoutedBatch, TokenBatch
+from taskmoe_plugin.moe import RoutedBatch
 
 
 def mean_of_source(encoder_out: Tensor, padding: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class TaskMoEDecoder(TransformerDecoderBase):
         self.moe_state = StackState()
         self._built = 0
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
-        self.tasks = TaskIndex(self.moe_config.table) if self.moe_config.table else None
+        self.tasks = TaskIndex.of(self.moe_config)
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         index, self._built = self._built, self._built + 1
@@ -79,7 +79,7 @@ class TaskMoEDecoder(TransformerDecoderBase):
         return x, extra
 
     def _route(self, prev_output_tokens: Tensor, encoder_out: dict[str, list[Any]]) -> RoutedBatch:
-        tokens = TokenBatch.from_padding(prev_output_tokens.eq(self.padding_idx))
+        tokens = self.moe_config.tokens(prev_output_tokens.eq(self.padding_idx), any(encoder_out["filler"]))
         if self.tasks:
             ids = [next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id")]
             return self.tasks.route(tokens, *ids)

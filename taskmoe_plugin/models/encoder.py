@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taskmoe_plugin.models.layers import TaskMoEEncoderLayer
 from taskmoe_plugin.models.stack import StackConfig, StackState, TaskIndex
-from taskmoe_plugin.moe import RoutedBatch, TokenBatch
+from taskmoe_plugin.moe import RoutedBatch
 
 
 class TaskMoEEncoder(TransformerEncoderBase):
@@ -26,7 +26,7 @@ class TaskMoEEncoder(TransformerEncoderBase):
         self.moe_state = StackState()
         self._built = 0
         super().__init__(cfg, dictionary, embed_tokens, return_fc)
-        self.tasks = TaskIndex(self.moe_config.table) if self.moe_config.table else None
+        self.tasks = TaskIndex.of(self.moe_config)
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         index, self._built = self._built, self._built + 1
@@ -43,6 +43,7 @@ class TaskMoEEncoder(TransformerEncoderBase):
         token_embeddings: Tensor | None = None,
         src_lang_id: Tensor | None = None,
         tgt_lang_id: Tensor | None = None,
+        filler: bool = False,
     ) -> dict[str, list[Any]]:
         """Encode a batch.
 
@@ -52,13 +53,15 @@ class TaskMoEEncoder(TransformerEncoderBase):
             return_all_hiddens: also return the output of every layer.
             token_embeddings: (B, T, C), in place of the embeddings of ``src_tokens``.
             src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
+            filler: the batch counts for nothing (see ``StackConfig.tokens``).
         """
-        tokens = TokenBatch.from_padding(src_tokens.eq(self.padding_idx))
+        tokens = self.moe_config.tokens(src_tokens.eq(self.padding_idx), filler)
         batch = self.tasks.route(tokens, src_lang_id, tgt_lang_id) if self.tasks else RoutedBatch(tokens)
         with self.moe_state.passing(batch) as records:
             out = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
         out["src_lang_id"] = [] if src_lang_id is None else [src_lang_id]
         out["tgt_lang_id"] = [] if tgt_lang_id is None else [tgt_lang_id]
+        out["filler"] = [filler]
         out["moe"] = records
         return out  # type: ignore[no-any-return]
 
@@ -67,5 +70,6 @@ class TaskMoEEncoder(TransformerEncoderBase):
         out = super().reorder_encoder_out(encoder_out, new_order)
         for name in ("src_lang_id", "tgt_lang_id"):
             out[name] = [ids.index_select(0, new_order) for ids in encoder_out[name]]
+        out["filler"] = encoder_out["filler"]
         out["moe"] = []
         return out  # type: ignore[no-any-return]

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from fairseq import utils
+from fairseq.distributed import utils as distributed_utils
 from torch import Tensor, nn
 
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import TASK_ROUTINGS, TaskTable
 from taskmoe_plugin.moe import (
+    AbsentExpert,
     Expert,
     FixedTaskRouter,
     MoELayer,
@@ -28,7 +30,10 @@ from taskmoe_plugin.moe import (
     TaskRouter,
     TokenBatch,
     TokenRouter,
+    held_by,
+    seeded,
 )
+from taskmoe_plugin.moe.expert_parallel import ExpertParallel
 
 
 def _task_table(args: Namespace, routing: str) -> TaskTable:
@@ -46,6 +51,7 @@ class StackConfig:
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
         table: the tasks; None where no layer routes by task.
         shape: what extraction has left of the stack; None for a model that was not extracted.
+        processes: over how many processes the experts are spread; 1: every process has all of them.
     """
 
     stack: str
@@ -63,6 +69,7 @@ class StackConfig:
     eval_capacity_factor: float
     table: TaskTable | None
     shape: SubnetShape | None
+    processes: int
 
     @classmethod
     def from_args(cls, args: Namespace, stack: str) -> StackConfig:
@@ -94,7 +101,13 @@ class StackConfig:
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
             table=_task_table(args, routing) if by_task else None,
             shape=SubnetShape.of(args, stack),
+            processes=getattr(args, "taskmoe_processes", 1),
         )
+
+    @property
+    def parallel(self) -> ExpertParallel | None:
+        """The processes over which the experts are spread; None if every process has all of them."""
+        return ExpertParallel(distributed_utils.get_data_parallel_group()) if self.processes > 1 else None
 
     def is_moe_layer(self, index: int) -> bool:
         """Whether layer ``index``, counted from 0, is an MoE layer."""
@@ -110,12 +123,31 @@ class StackConfig:
 
     def build_layer(self, index: int) -> MoELayer:
         """A freshly initialised MoE layer, layer ``index`` of the stack."""
-        activation = utils.get_activation_fn(self.activation)
         kept = self.shape.experts.get(index) if self.shape else None
         indices = range(self.experts) if kept is None else kept
-        experts = [Expert(self.width, self.ffn_dim, activation, self.expert_dropout) for _ in indices]
         router = self.build_router(fixed=kept is not None)
-        return MoELayer(router, experts, self.capacity_factor, self.eval_capacity_factor, indices)
+        # A seed for each expert: processes that build different experts draw the same numbers for all other weights.
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        parallel = self.parallel
+        held = indices if parallel is None else held_by(parallel.rank, parallel.size, self.experts)
+        experts = [self._build_expert(seed + each) if each in held else AbsentExpert() for each in indices]
+        layer = MoELayer(router, experts, self.capacity_factor, self.eval_capacity_factor, indices, parallel)
+        if parallel is not None:
+            _mark_as_spread(layer.experts, parallel.size)
+        return layer
+
+    def tokens(self, padding: Tensor, filler: bool) -> TokenBatch:
+        """The tokens of a batch with a padding mask (B, T).
+
+        A filler batch, which fairseq gives a process that has run out of batches, counts for nothing. Where processes
+        share experts, it must not reach the experts either: none of its tokens is one to them.
+        """
+        return TokenBatch.from_padding(torch.ones_like(padding) if filler and self.processes > 1 else padding)
+
+    def _build_expert(self, seed: int) -> Expert:
+        with seeded(seed):
+            activation = utils.get_activation_fn(self.activation)
+            return Expert(self.width, self.ffn_dim, activation, self.expert_dropout)
 
     def build_router(self, fixed: bool = False) -> Router:
         """A freshly initialised router; a fixed one gets its table from the checkpoint."""
@@ -128,6 +160,14 @@ class StackConfig:
             return TaskRouter(tasks, self.width, self.experts, self.top_k, self.jitter)
         router = SentenceRouter if self.routing == "sentence" else TokenRouter
         return router(self.width, self.experts, self.top_k, self.jitter)
+
+
+def _mark_as_spread(experts: nn.ModuleDict, processes: int) -> None:
+    """Have fairseq's legacy_ddp leave these experts' gradients alone, and make them what it makes of all others."""
+    for parameter in experts.parameters():
+        parameter.expert = True  # type: ignore[attr-defined]
+        # It averages over processes. An expert's gradient is the sum already, for it saw the tokens of all of them.
+        parameter.register_hook(lambda gradient: gradient / processes)
 
 
 @dataclass
@@ -160,12 +200,18 @@ class TaskIndex(nn.Module):
     lookup: Tensor
     share: Tensor
 
-    def __init__(self, table: TaskTable) -> None:
+    def __init__(self, table: TaskTable, parallel: ExpertParallel | None = None) -> None:
         super().__init__()
         self.table = table
+        self.parallel = parallel
         self.register_buffer("lookup", table.lookup, persistent=False)
         # Shares rather than counts: averaging checkpoints averages buffers too, and half precision rounds them.
         self.register_buffer("share", torch.full((len(table.names),), 1.0 / len(table.names)))
+
+    @classmethod
+    def of(cls, config: StackConfig) -> TaskIndex | None:
+        """The tasks of a stack; None if it does not route by task."""
+        return cls(config.table, config.parallel) if config.table else None
 
     def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], int]) -> None:
         """Set the share of each task from the tokens of each (source language id, target language id)."""
@@ -190,6 +236,9 @@ class TaskIndex(nn.Module):
         present = set(task.tolist())
         if -1 in present:
             raise ValueError("a row's source and target language are a pair that the gates do not know")
+        task_tokens = None
+        if self.parallel is not None:
+            task_tokens = self.parallel.gather(torch.bincount(task[tokens.row], minlength=len(self.table.names)))
         only_task = present.pop() if len(present) == 1 and tokens.index is None else None
         share = self.share.float()
-        return RoutedBatch(tokens, task, only_task, share / share.sum())
+        return RoutedBatch(tokens, task, only_task, share / share.sum(), task_tokens)

@@ -15,6 +15,8 @@ from taskmoe_plugin.errors import usage_error
 from taskmoe_plugin.models.config import STACKS, add_moe_args, check_args, remember_languages, set_moe_defaults
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
+from taskmoe_plugin.moe.expert_parallel import ExpertParallel
+from taskmoe_plugin.parallel.command_line import settle
 
 
 @register_model("taskmoe_transformer")
@@ -33,7 +35,7 @@ class TaskMoETransformerModel(TransformerModel):
     @classmethod
     def build_model(cls, args: Namespace, task: Any) -> TaskMoETransformerModel:
         """Build the model, or stop with a usage error if its flags cannot work."""
-        base_architecture(args)
+        _set_defaults(args)
         if not hasattr(task, "routed_pairs"):
             usage_error("--task: taskmoe_transformer needs language ids; use --task taskmoe_translation")
         check_args(args)
@@ -60,6 +62,7 @@ class TaskMoETransformerModel(TransformerModel):
         alignment_heads: int | None = None,
         src_lang_id: Tensor | None = None,
         tgt_lang_id: Tensor | None = None,
+        filler: bool = False,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Logits (B, T, V) of a batch, and a dictionary with the records of the MoE layers under ``moe``.
 
@@ -71,6 +74,7 @@ class TaskMoETransformerModel(TransformerModel):
             features_only: return features (B, T, C) rather than logits.
             alignment_layer, alignment_heads: which cross-attention to return.
             src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
+            filler: the batch is there only to keep this process in step with others that have one.
         """
         encoder_out = self.encoder(
             src_tokens,
@@ -78,6 +82,7 @@ class TaskMoETransformerModel(TransformerModel):
             return_all_hiddens=return_all_hiddens,
             src_lang_id=src_lang_id,
             tgt_lang_id=tgt_lang_id,
+            filler=filler,
         )
         return self.decoder(  # type: ignore[no-any-return]
             prev_output_tokens,
@@ -88,6 +93,11 @@ class TaskMoETransformerModel(TransformerModel):
             src_lengths=src_lengths,
             return_all_hiddens=return_all_hiddens,
         )
+
+    @property
+    def parallel(self) -> ExpertParallel | None:
+        """The processes over which the experts are spread; None if every process has all of them."""
+        return self.encoder.moe_config.parallel  # type: ignore[no-any-return]
 
     def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], tuple[int, int]]) -> None:
         """Tell the gates how much of the training data each pair is.
@@ -120,8 +130,8 @@ class TaskMoETransformerModel(TransformerModel):
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer")
 def base_architecture(args: Namespace) -> None:
     """fairseq's ``transformer`` with 8 experts in every second layer."""
-    set_moe_defaults(args)
-    dense_architecture(args)
+    settle(args)
+    _set_defaults(args)
 
 
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer_tiny")
@@ -145,6 +155,11 @@ def big_architecture(args: Namespace) -> None:
     _set_shape(args, layers=6, width=1024, ffn=8192, heads=16)
     args.moe_expert_count = getattr(args, "moe_expert_count", 128)
     base_architecture(args)
+
+
+def _set_defaults(args: Namespace) -> None:
+    set_moe_defaults(args)
+    dense_architecture(args)
 
 
 def _set_shape(args: Namespace, layers: int, width: int, ffn: int, heads: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from fairseq.data import data_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import usage_error
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
+from taskmoe_plugin.parallel.flags import check_flags
+from taskmoe_plugin.parallel.gradients import clip_by_whole_norm, fill_missing_gradients
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
 
@@ -68,6 +71,10 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         super().load_dataset(split, epoch, combine, **kwargs)
 
     def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
+        args.taskmoe_processes = 1
+        if getattr(args, "moe_expert_parallel", False) and not from_checkpoint:
+            args.taskmoe_processes = distributed_utils.get_data_parallel_world_size()
+            check_flags(args, args.taskmoe_processes)
         model = super().build_model(args, from_checkpoint)
         if not hasattr(model, "check_pair"):
             usage_error(
@@ -149,8 +156,27 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             kwargs["required_batch_size_multiple"] = 1
         return super().get_batch_iterator(dataset, **kwargs)
 
-    def train_step(self, sample: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().train_step(complete_language_ids(sample), model, *args, **kwargs)
+    def train_step(
+        self,
+        sample: Any,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Do forward and backward on a batch; with ``ignore_grad`` it is a filler, which counts for nothing."""
+        sample = complete_language_ids(sample)
+        if ignore_grad:
+            sample = {**sample, "net_input": {**sample["net_input"], "filler": True}}
+        if model.parallel is not None and "clip_grad_norm" not in vars(optimizer):
+            clip_by_whole_norm(optimizer, model.parallel.group)
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        fill_missing_gradients(optimizer)
+        super().optimizer_step(optimizer, model, update_num)
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         sample = complete_language_ids(sample)

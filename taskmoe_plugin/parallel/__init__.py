@@ -1,0 +1,1 @@
+"""Expert parallel in fairseq: what has to be refused, gradients, checkpoints."""

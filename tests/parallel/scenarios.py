@@ -1,0 +1,87 @@
+"""What is trained on several processes and again on one: flags, and the batches of every process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tests.helpers.models import PAIRS, Row, rows
+
+# For each update, for each of its --update-freq parts, the rows of each process; None: it has run out of batches.
+Parts = tuple[tuple[tuple[Row, ...] | None, ...], ...]
+
+SGD = ("--optimizer", "sgd", "--lr", 0.1)
+ADAM = ("--optimizer", "adam", "--lr", 1e-3, "--adam-eps", 1e-3, "--weight-decay", 0.1)
+CLIPPED = (*SGD, "--clip-norm", 0.3)
+ROUTINGS = ("source", "target", "pair", "group", "sentence", "token")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A few updates of a model.
+
+    Attributes:
+        updates: the batches.
+        model: flags of the model, as attributes.
+        training: flags of fairseq-train.
+        spread: whether experts are spread over the processes, or every process has all of them.
+        double: compute in double precision, for which fairseq's trainer has no norm; otherwise train as it does.
+    """
+
+    updates: tuple[Parts, ...]
+    model: dict[str, Any]
+    training: tuple[Any, ...] = SGD
+    spread: bool = True
+    double: bool = False
+
+
+def some(count: int, seed: int, pairs: tuple[str, ...] = PAIRS, longest: int = 6) -> tuple[Row, ...]:
+    """Rows of a batch."""
+    return tuple(rows(count, seed, pairs, longest))
+
+
+EVEN: Parts = ((some(5, 1), some(4, 2)),)
+AGAIN: Parts = ((some(3, 3), some(6, 4)),)
+UNEVEN: Parts = ((some(9, 5, longest=12), some(1, 6, longest=1)),)
+FILLER: Parts = ((some(5, 7), None),)
+HALVES: Parts = ((some(5, 8), some(4, 9)), (some(2, 10), some(7, 11)))
+# Process 0 has one task and no padding, process 1 has others.
+ONE_TASK: Parts = (((Row("en-de", (5, 6), (7, 8)),) * 3, some(4, 12, ("de-en", "fr-en"))),)
+ENGLISH: Parts = ((some(6, 13, ("de-en", "fr-en", "en-de")), some(6, 14, ("fr-en", "de-en", "en-fr"))),)
+
+
+def _routed(encoder: str, decoder: str, **flags: Any) -> dict[str, Any]:
+    return {"encoder_moe_routing": encoder, "decoder_moe_routing": decoder, **flags}
+
+
+def _by_routing() -> dict[str, Scenario]:
+    found = {}
+    for routing in ROUTINGS:
+        for k in (1, 2):
+            model = _routed(routing, routing, moe_top_k=k)
+            found[f"{routing}-top{k}"] = Scenario((EVEN, UNEVEN, ONE_TASK, FILLER), model, double=True)
+            found[f"{routing}-top{k}-update-freq-2"] = Scenario((HALVES,), model)
+    return found
+
+
+TOKEN, TASK = _routed("token", "token"), _routed("source", "target")
+STATIC = {**TASK, "moe_task_gate": "static", "moe_top_k": 1}
+SCENARIOS = {
+    **_by_routing(),
+    "capacity": Scenario((EVEN, UNEVEN, FILLER), {**TOKEN, "moe_capacity_factor": 0.5}, double=True),
+    "capacity-top1": Scenario((UNEVEN, EVEN), {**TOKEN, "moe_capacity_factor": 0.7, "moe_top_k": 1}, double=True),
+    "capacity-logged": Scenario((EVEN,), {**TOKEN, "moe_capacity_factor": 0.5}),
+    "half-of-all-tokens-to-english": Scenario((ENGLISH,), TASK, double=True),
+    "unused-experts": Scenario((EVEN, ONE_TASK, EVEN), STATIC, ADAM),
+    "clipping": Scenario((EVEN, UNEVEN), TOKEN, CLIPPED),
+    "clipping-task": Scenario((EVEN, UNEVEN), _routed("pair", "target"), CLIPPED),
+    "encoder-only": Scenario((EVEN,), {**TOKEN, "decoder_moe_freq": 0}),
+    "decoder-only": Scenario((EVEN, FILLER), {**_routed("token", "sentence"), "encoder_moe_freq": 0}),
+    "sentence-average": Scenario((UNEVEN,), TOKEN, (*SGD, "--sentence-avg")),
+    "replicated": Scenario((EVEN, UNEVEN, FILLER), TOKEN, spread=False),
+    "replicated-task": Scenario((EVEN, UNEVEN), STATIC, ADAM, spread=False),
+    "bf16": Scenario((EVEN, UNEVEN), TOKEN, (*CLIPPED, "--bf16")),
+    "memory-efficient-bf16": Scenario((EVEN,), TOKEN, (*ADAM, "--memory-efficient-bf16")),
+    "fp16": Scenario((EVEN, UNEVEN), TOKEN, (*SGD, "--fp16", "--fp16-no-flatten-grads")),
+    "memory-efficient-fp16": Scenario((EVEN,), TOKEN, (*ADAM, "--memory-efficient-fp16")),
+}

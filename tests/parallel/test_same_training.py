@@ -1,0 +1,79 @@
+"""Two processes train as one does on the batches of both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parallel.conftest import Trained
+from tests.parallel.scenarios import SCENARIOS
+
+HALF = {"bf16": 0.05, "memory-efficient-bf16": 0.05, "fp16": 0.005, "memory-efficient-fp16": 0.005}
+EXACT = [name for name in SCENARIOS if name not in HALF]
+
+
+def tolerance(name: str) -> float:
+    return 1e-6 if SCENARIOS[name].double else 1e-5
+
+
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], within: float) -> None:
+    """Compare tensors by name; ``within`` is relative, also to the largest of all, as some are zero but for noise."""
+    assert found.keys() == expected.keys()
+    largest = max(float(each.abs().max()) for each in expected.values())
+    for name, tensor in expected.items():
+        difference = (found[name] - tensor).abs()
+        assert (difference <= within * (tensor.abs() + largest)).all(), f"{name}: {float(difference.max())}"
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("what", ["gradients", "weights"])
+def test_gradients_and_weights_are_those_of_one_process(trained: Trained, name: str, what: str) -> None:
+    for update, alone in enumerate(trained.alone[name]):
+        together = [process[name][update][what] for process in trained.together]
+        shared = together[0].keys() & together[1].keys()
+        for parameter in shared:
+            torch.testing.assert_close(together[1][parameter], together[0][parameter], rtol=0, atol=0)
+        assert_near({**together[0], **together[1]}, alone[what], tolerance(name))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_losses_statistics_and_norms_are_those_of_one_process(trained: Trained, name: str) -> None:
+    for process in trained.together:
+        for found, alone in zip(process[name], trained.alone[name]):
+            assert found["logged"] == pytest.approx(alone["logged"], rel=tolerance(name))
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_trains_as_one_process_up_to_its_rounding(trained: Trained, name: str) -> None:
+    for update, alone in enumerate(trained.alone[name]):
+        together = [process[name][update]["weights"] for process in trained.together]
+        assert_near({**together[0], **together[1]}, alone["weights"], HALF[name])
+    # A gradient of the wrong scale would not show in one step's weights, but in this.
+    first = trained.alone[name][0]["gradients"]
+    found = {**trained.together[0][name][0]["gradients"], **trained.together[1][name][0]["gradients"]}
+    for parameter in first:
+        if ".experts." in parameter:
+            norm = float(first[parameter].float().norm())
+            assert float(found[parameter].float().norm()) == pytest.approx(norm, rel=HALF[name]), parameter
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if SCENARIOS[name].spread])
+def test_each_process_holds_its_share_of_the_experts(trained: Trained, name: str) -> None:
+    for rank, process in enumerate(trained.together):
+        held = {each.split(".experts.")[1].split(".")[0] for each in process[name][0]["weights"] if ".experts." in each}
+        assert held == set(("01", "23")[rank])
+
+
+def test_replicated_experts_are_on_every_process(trained: Trained) -> None:
+    for process in trained.together:
+        assert process["replicated"][0]["weights"].keys() == trained.alone["replicated"][0]["weights"].keys()
+
+
+def test_the_scenarios_are_what_they_are_for(trained: Trained) -> None:
+    """Capacity drops something, clipping clips, and experts are unused."""
+    assert trained.alone["capacity-logged"][0]["logged"]["decoder_dropped"] > 0.1
+    for name in ("clipping", "clipping-task", "bf16"):
+        assert trained.alone[name][0]["logged"]["gnorm"] > 0.6
+    unused = trained.alone["unused-experts"][0]["gradients"]["decoder.layers.1.moe.experts.3.fc1.weight"]
+    assert not unused.any()
