@@ -126,7 +126,9 @@ def write_checkpoint(args: Namespace, data: Path, path: Path) -> None:
             "args": None,
             "cfg": {"model": model_args, "task": task_args, "common": {}, "criterion": {"_name": "cross_entropy"}},
             "model": model.state_dict(),
-            "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}],
+            "optimizer_history": [
+                {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}
+            ],
             "extra_state": {},
             "last_optimizer_state": {"state": states, "param_groups": []},
         },
