@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: run.sh SETTINGS
 #
-# Run all steps of a settings file, from text to scores. Steps that are finished are skipped, so an
+# Run all steps of a settings file, from text to subnets and scores. Steps that are finished are skipped, so an
 # interrupted run goes on where it stopped; delete a step's output, and that of the steps after it,
 # to run it again.
 
@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # What a settings file sets, with arrays and environment variables filled in.
 settings() {
     declare -p LANG_PAIRS TEXT_COMMAND VOCABULARY_FLAGS TASK_FLAGS MODEL_FLAGS CRITERION_FLAGS TRAIN_FLAGS \
-        CHECKPOINT GENERATE_FLAGS
+        CHECKPOINT GENERATE_FLAGS CTRANSLATE2_FLAGS
 }
 
 step() {
@@ -42,3 +42,7 @@ step translations "$WORK_DIR/translations/finished" "$EXAMPLE/translate.sh" "$1"
 echo "== scores"
 "$EXAMPLE/score.py" --translations-dir "$WORK_DIR/translations" --text-dir "$WORK_DIR/text" \
     --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/scores.json"
+step subnets "$WORK_DIR/ctranslate2" "$EXAMPLE/extract.sh" "$1"
+step "translations of the subnets" "$WORK_DIR/ctranslate2_translations/finished" "$EXAMPLE/translate_subnets.sh" "$1"
+echo "== full model, its subnets in stock fairseq, and in CTranslate2 with 8-bit weights"
+"$EXAMPLE/compare.py" --work-dir "$WORK_DIR" --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/comparison.json"

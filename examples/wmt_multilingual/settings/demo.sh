@@ -7,6 +7,7 @@
 : "${VOCABULARY_SIZE:=4000}"
 : "${MAX_UPDATE:=2000}"
 : "${WORKERS:=1}"
+: "${JOBS:=2}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 
 TEXT_COMMAND=(
@@ -30,3 +31,4 @@ TRAIN_FLAGS=(
 )
 CHECKPOINT=checkpoint_last.pt
 GENERATE_FLAGS=(--beam 4 --max-tokens 4096)
+CTRANSLATE2_FLAGS=(--beam 4 --max-tokens 4096)

@@ -9,6 +9,7 @@
 : "${ARCH:=taskmoe_transformer_tiny}"
 : "${MAX_UPDATE:=20000}"
 : "${WORKERS:=2}"
+: "${JOBS:=2}"
 
 TEXT_COMMAND=("$EXAMPLE/get_files.py" --input-dir "$INPUT_DIR" --lang-pairs "$LANG_PAIRS")
 VOCABULARY_FLAGS=(--size "$VOCABULARY_SIZE")
@@ -29,3 +30,4 @@ TRAIN_FLAGS=(
 )
 CHECKPOINT=checkpoint_best.pt
 GENERATE_FLAGS=(--beam 4 --max-tokens 4096)
+CTRANSLATE2_FLAGS=(--beam 4 --max-tokens 4096)

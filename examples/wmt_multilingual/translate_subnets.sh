@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Usage: translate_subnets.sh SETTINGS
+#
+# Translate the whole test set in every direction with that direction's subnet, without the plugin: in stock
+# fairseq to $WORK_DIR/subnet_translations/, and in CTranslate2 to $WORK_DIR/ctranslate2_translations/.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$EXAMPLE/generate.sh"
+
+# PyTorch from 2.6 on refuses the flags that fairseq's checkpoints hold, unless told that we trust the file.
+export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1
+# fairseq's own task drops the last sentences of a test set whose size is no multiple of this.
+stock_task=("${TASK_FLAGS[@]/taskmoe_translation/translation_multi_simple_epoch}" --required-batch-size-multiple 1)
+stock_fairseq() {
+    fairseq_generate "$1" "$2" --path "$WORK_DIR/subnets/$1/model.pt" "${stock_task[@]}"
+}
+translate_all "$WORK_DIR/subnet_translations" stock_fairseq
+
+ctranslate2() {
+    local text
+    text=$(ls "$WORK_DIR"/text/test.{"$1","${1#*-}-${1%-*}"}."${1%-*}" 2>/dev/null | head -n 1)
+    "$EXAMPLE/translate_ctranslate2.py" --model "$WORK_DIR/ctranslate2/$1" \
+        --sentencepiece-model "$WORK_DIR/vocabulary/spm.model" --input "$text" --output "$2" "${CTRANSLATE2_FLAGS[@]}"
+}
+translate_all "$WORK_DIR/ctranslate2_translations" ctranslate2
