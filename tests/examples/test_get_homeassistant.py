@@ -31,12 +31,12 @@ def test_strings_are_aligned_by_their_key(tmp_path: Path) -> None:
         "fr": {"a": {"x": "Allumez {name}"}},
     }
     strings = ha.read_strings(wheel(tmp_path, tables), ["en", "de"])
-    assert ha.align(strings) == [(ENGLISH, GERMAN), ("Turn off the light", "Schalte das Licht aus")]
+    assert ha.align(strings, max_words=60) == [(ENGLISH, GERMAN), ("Turn off the light", "Schalte das Licht aus")]
 
 
 def test_rows_that_are_equal_in_all_languages_appear_once() -> None:
     strings = {"en": {"1": ENGLISH, "2": ENGLISH, "3": ENGLISH}, "de": {"1": GERMAN, "2": GERMAN, "3": "{name} an"}}
-    assert ha.align(strings) == [(ENGLISH, GERMAN), (ENGLISH, "{name} an")]
+    assert ha.align(strings, max_words=60) == [(ENGLISH, GERMAN), (ENGLISH, "{name} an")]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_rows_that_are_equal_in_all_languages_appear_once() -> None:
     ],
 )
 def test_strings_that_are_no_sentences_with_translations_are_left_out(english: str, german: str) -> None:
-    assert not ha.is_translated((english, german))
-    assert ha.is_translated((ENGLISH, GERMAN))
+    assert not ha.is_translated((english, german), max_words=60)
+    assert ha.is_translated((ENGLISH, GERMAN), max_words=60)
 
 
 def test_no_english_test_string_is_in_training_whatever_its_case_digits_and_punctuation() -> None:
@@ -83,7 +83,7 @@ def test_other_rows_do_not_change_which_string_of_two_is_held_out() -> None:
 def test_every_pair_is_written_in_all_splits(tmp_path: Path) -> None:
     languages = {lang: {str(n): f"{lang} string {'a' * n}" for n in range(1, 10)} for lang in ("en", "de", "fr")}
     directions = text.parse_directions("en-de,de-en,fr-de")
-    ha.write_pairs(wheel(tmp_path, languages), directions, held_out=2, output_dir=tmp_path / "text")
+    ha.write_pairs(wheel(tmp_path, languages), directions, max_words=60, held_out=2, output_dir=tmp_path / "text")
     names = {path.name for path in (tmp_path / "text").iterdir()}
     pairs = ("de-en.de", "de-en.en", "de-fr.de", "de-fr.fr")
     assert names == {f"{split}.{pair}" for split in text.SPLITS for pair in pairs}
