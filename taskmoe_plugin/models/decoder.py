@@ -81,8 +81,8 @@ class TaskMoEDecoder(TransformerDecoderBase):
     def _route(self, prev_output_tokens: Tensor, encoder_out: dict[str, list[Any]]) -> RoutedBatch:
         tokens = self.moe_config.tokens(prev_output_tokens.eq(self.padding_idx), any(encoder_out["filler"]))
         if self.tasks:
-            ids = [next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id")]
-            return self.tasks.route(tokens, *ids)
+            source, target = (next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id"))
+            return self.tasks.route(tokens, source, target, self.moe_state.task_routers())
         batch = RoutedBatch(tokens)
         if self.moe_config.routing == "sentence":
             source = mean_of_source(encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0])

@@ -56,7 +56,9 @@ class TaskMoEEncoder(TransformerEncoderBase):
             filler: the batch counts for nothing (see ``StackConfig.tokens``).
         """
         tokens = self.moe_config.tokens(src_tokens.eq(self.padding_idx), filler)
-        batch = self.tasks.route(tokens, src_lang_id, tgt_lang_id) if self.tasks else RoutedBatch(tokens)
+        batch = RoutedBatch(tokens)
+        if self.tasks:
+            batch = self.tasks.route(tokens, src_lang_id, tgt_lang_id, self.moe_state.task_routers())
         with self.moe_state.passing(batch) as records:
             out = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
         out["src_lang_id"] = [] if src_lang_id is None else [src_lang_id]

@@ -28,6 +28,7 @@ class _MoEFeedForward(nn.Module):
 
     def _install(self, config: StackConfig, state: StackState, index: int) -> None:
         self.moe = config.build_layer(index)
+        state.layers.append(self.moe)
         self.stack_state = state
         self.activation_fn = self._feed_forward
         self.activation_dropout_module = nn.Identity()

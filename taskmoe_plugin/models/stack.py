@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -27,10 +27,12 @@ from taskmoe_plugin.moe import (
     Router,
     SentenceRouter,
     StaticTaskRouter,
+    TableRouter,
     TaskRouter,
     TokenBatch,
     TokenRouter,
     held_by,
+    read_tables,
     seeded,
 )
 from taskmoe_plugin.moe.expert_parallel import ExpertParallel
@@ -177,8 +179,13 @@ class StackState:
     fairseq's layer loops hand a layer nothing but activations; the stack and its layers share one of these instead.
     """
 
+    layers: list[MoELayer] = field(default_factory=list)
     batch: RoutedBatch | None = None
     records: list[MoERecord] = field(default_factory=list)
+
+    def task_routers(self) -> list[TableRouter]:
+        """The routers of the layers that route by task."""
+        return [layer.router for layer in self.layers if isinstance(layer.router, TableRouter)]
 
     @contextmanager
     def passing(self, batch: RoutedBatch) -> Iterator[list[MoERecord]]:
@@ -220,12 +227,19 @@ class TaskIndex(nn.Module):
             counts[self.lookup[source, target]] += tokens
         self.share.copy_(counts / counts.sum())
 
-    def route(self, tokens: TokenBatch, src_lang_id: Tensor | None, tgt_lang_id: Tensor | None) -> RoutedBatch:
+    def route(
+        self,
+        tokens: TokenBatch,
+        src_lang_id: Tensor | None,
+        tgt_lang_id: Tensor | None,
+        routers: Iterable[TableRouter] = (),
+    ) -> RoutedBatch:
         """The batch as the stack's task routers see it.
 
         Args:
             tokens: the tokens of the batch.
             src_lang_id, tgt_lang_id: (B,) int64, the languages of each row.
+            routers: those of the stack's layers, whose tables are read here so that no layer waits for a GPU.
 
         Raises:
             ValueError: there are no language ids, or a row's languages have no task.
@@ -233,12 +247,20 @@ class TaskIndex(nn.Module):
         if src_lang_id is None or tgt_lang_id is None:
             raise ValueError("task routing needs the languages of the rows: set --source-lang and --target-lang")
         task = self.lookup[src_lang_id, tgt_lang_id]
-        present = set(task.tolist())
-        if -1 in present:
+        # The tokens of each task and, at the end, of rows without one, whose task is -1.
+        slots = len(self.table.names) + 1
+        counts = task.new_zeros(slots).index_add(0, task[tokens.row] % slots, torch.ones_like(tokens.row))
+        *task_counts, unknown = counts.tolist()
+        if unknown:
             raise ValueError("a row's source and target language are a pair that the gates do not know")
-        task_tokens = None
-        if self.parallel is not None:
-            task_tokens = self.parallel.gather(torch.bincount(task[tokens.row], minlength=len(self.table.names)))
-        only_task = present.pop() if len(present) == 1 and tokens.index is None else None
+        present = [index for index, count in enumerate(task_counts) if count]
         share = self.share.float()
-        return RoutedBatch(tokens, task, only_task, share / share.sum(), task_tokens)
+        return RoutedBatch(
+            tokens,
+            task,
+            only_task=present[0] if len(present) == 1 and tokens.index is None else None,
+            task_share=share / share.sum(),
+            task_tokens=self.parallel.gather(counts[:-1]) if self.parallel else None,
+            tables=read_tables(routers),
+            task_counts=task_counts,
+        )

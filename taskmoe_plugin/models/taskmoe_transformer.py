@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fairseq.models import register_model, register_model_architecture
@@ -17,6 +18,8 @@ from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
 from taskmoe_plugin.moe.expert_parallel import ExpertParallel
 from taskmoe_plugin.parallel.command_line import settle
+from taskmoe_plugin.parallel.saving import ExpertSaver
+from taskmoe_plugin.parallel.shards import KEY, ExpertShards, expert_of, with_experts
 
 
 @register_model("taskmoe_transformer")
@@ -26,6 +29,12 @@ class TaskMoETransformerModel(TransformerModel):
     Each stack routes by its own unit: the source language, target language, pair or group of pairs of a row (given
     as language ids in ``net_input``), the sentence, or the token.
     """
+
+    # Set by the task: where its checkpoint may be, and what writes experts that are spread over processes.
+    directories: Sequence[Path] = ()
+    saver: ExpertSaver | None = None
+    # The files of the experts that the model was loaded from, if they were spread over processes.
+    shards: ExpertShards | None = None
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -98,6 +107,24 @@ class TaskMoETransformerModel(TransformerModel):
     def parallel(self) -> ExpertParallel | None:
         """The processes over which the experts are spread; None if every process has all of them."""
         return self.encoder.moe_config.parallel  # type: ignore[no-any-return]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The model's tensors by name; of experts that are spread over processes only what files they were saved to."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        if self.parallel is None:
+            return state
+        for name in [name for name in state if expert_of(name) is not None]:
+            del state[name]
+        if self.saver is not None and self.saver.manifest is not None:
+            state[KEY] = self.saver.manifest
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, model_cfg: Any = None, args: Any = None
+    ) -> Any:
+        """Load a checkpoint's tensors, whatever number of processes its experts were and are spread over."""
+        state, self.shards = with_experts(self, state_dict, self.directories)
+        return super().load_state_dict(state, strict, model_cfg, args)
 
     def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], tuple[int, int]]) -> None:
         """Tell the gates how much of the training data each pair is.

@@ -20,6 +20,7 @@ from taskmoe_plugin.moe.routers import (
     TableRouter,
     TaskRouter,
     TokenRouter,
+    read_tables,
     top_k_gates,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "held_by",
     "load_balance",
     "make_dispatch",
+    "read_tables",
     "run_experts",
     "seeded",
     "top_k_gates",

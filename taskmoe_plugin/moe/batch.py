@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from taskmoe_plugin.moe.routers import Gates, TableRouter
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class RoutedBatch:
         task_share: (number of tasks,) fp32 summing to 1, the share of the training tokens that each task has.
         task_tokens: (W, number of tasks) int64, the tokens of each task on every process; None unless the experts are
             spread over W processes.
+        tables: the gates of the stack's task routers, where they were read for all layers at once.
+        task_counts: the tokens of each task, on the host, where they were read.
         sentence: (B, C), what a sentence router routes by; None: the mean of the row's tokens at the layer's input.
     """
 
@@ -56,4 +63,6 @@ class RoutedBatch:
     only_task: int | None = None
     task_share: Tensor | None = None
     task_tokens: Tensor | None = None
+    tables: Mapping[TableRouter, Gates] = field(default_factory=dict)
+    task_counts: list[int] | None = None
     sentence: Tensor | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,14 +22,23 @@ class Dispatch:
     Attributes:
         token: (A,) int64, the token of each assignment; assignments of one expert are contiguous, experts ascend.
         weight: (A,) fp32, what the expert's output is multiplied by.
-        counts: E ints that sum to A, the number of assignments of each expert.
+        ends: (E,) int32, where the assignments of each expert end among the A.
         dropped: assignments that exceeded an expert's capacity and are not among the A.
+        known_counts: ``counts``, if they were known beforehand.
     """
 
     token: Tensor
     weight: Tensor
-    counts: list[int]
+    ends: Tensor
     dropped: int
+    known_counts: list[int] | None = None
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """E ints that sum to A, the number of assignments of each expert. To read them a GPU must be waited for."""
+        if self.known_counts is not None:
+            return self.known_counts
+        return torch.diff(self.ends, prepend=self.ends.new_zeros(1)).tolist()
 
 
 def expert_capacity(factor: float, tokens: int, experts: int, k: int) -> int:
@@ -40,7 +50,12 @@ def expert_capacity(factor: float, tokens: int, experts: int, k: int) -> int:
 
 
 def make_dispatch(
-    experts: Tensor, weights: Tensor, num_experts: int, capacity: int | None = None, ahead: Tensor | None = None
+    experts: Tensor,
+    weights: Tensor,
+    num_experts: int,
+    capacity: int | None = None,
+    ahead: Tensor | None = None,
+    known_counts: list[int] | None = None,
 ) -> Dispatch:
     """Sort the assignments of N tokens by expert.
 
@@ -53,23 +68,23 @@ def make_dispatch(
         num_experts: E.
         capacity: most assignments an expert takes; None for dropless.
         ahead: (K, E) int64, for each choice how many assignments of other processes an expert serves before.
+        known_counts: the number of assignments of each expert, if it is known.
     """
     tokens, k = experts.shape
     by_choice = experts.t().reshape(-1)
-    order = torch.argsort(by_choice, stable=True)
-    counts = torch.bincount(by_choice, minlength=num_experts)
+    in_order, order = by_choice.sort(stable=True)
+    every_expert = torch.arange(num_experts, device=experts.device)
     dropped = 0
     if capacity is not None:
-        sorted_experts = by_choice[order]
-        first = counts.cumsum(0) - counts
-        rank = torch.arange(order.numel(), device=order.device) - first[sorted_experts]
+        first = torch.searchsorted(in_order, every_expert)
+        rank = torch.arange(order.numel(), device=order.device) - first[in_order]
         if ahead is not None:
-            rank += ahead[order // max(tokens, 1), sorted_experts]
-        order = order[rank < capacity]
-        counts = torch.bincount(by_choice[order], minlength=num_experts)
+            rank += ahead[order // max(tokens, 1), in_order]
+        order, in_order = order[rank < capacity], in_order[rank < capacity]
         dropped = tokens * k - order.numel()
+    ends = torch.searchsorted(in_order, every_expert, right=True, out_int32=True)
     weight = weights.t().reshape(-1).index_select(0, order)
-    return Dispatch(order % max(tokens, 1), weight, counts.tolist(), dropped)
+    return Dispatch(order % max(tokens, 1), weight, ends, dropped, known_counts)
 
 
 def run_experts(x: Tensor, dispatch: Dispatch, experts: Mapping[int, Callable[[Tensor], Tensor]]) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from taskmoe_plugin.moe.batch import RoutedBatch
-from taskmoe_plugin.moe.dispatch import Dispatch, expert_capacity, make_dispatch, run_experts
+from taskmoe_plugin.moe.dispatch import Dispatch, combine, expert_capacity, make_dispatch, run_experts
 from taskmoe_plugin.moe.experts import AbsentExpert, Expert
+from taskmoe_plugin.moe.grouped import can_group, run_grouped
 from taskmoe_plugin.moe.placement import task_assignments
 from taskmoe_plugin.moe.routers import Gates, Router
 
@@ -87,7 +88,8 @@ class MoELayer(nn.Module):
     def _one_task(self, x: Tensor, gates: Gates, task: int) -> Tensor:
         # All tokens share their experts: nothing to sort, gather or scatter.
         weights = gates.weights[task].to(x.dtype)
-        outputs = [self.experts[str(expert)](x) for expert in gates.experts[task].tolist()]
+        experts = gates.experts[task].tolist() if gates.listed is None else gates.listed[task]
+        outputs = [self.experts[str(expert)](x) for expert in experts]
         total: Tensor = outputs[0] * weights[0]
         for output, weight in zip(outputs[1:], weights[1:]):
             total = total.addcmul(output, weight)
@@ -109,15 +111,32 @@ class MoELayer(nn.Module):
         held = {int(name): expert for name, expert in self.experts.items()}
         if self.parallel is None:
             capacity = expert_capacity(factor, tokens, num_experts, k) if factor else None
-            dispatch = _from_rows(make_dispatch(experts, weights, num_experts, capacity), index)
-            output = run_experts(x, dispatch, held)
+            counts = _known_counts(gates, batch, num_experts)
+            dispatch = _from_rows(make_dispatch(experts, weights, num_experts, capacity, None, counts), index)
+            if counts is None and can_group(x):
+                all_experts = cast(list[Expert], list(held.values()))
+                outputs = run_grouped(x.index_select(0, dispatch.token), all_experts, dispatch.ends)
+                output = combine(x, outputs, dispatch)
+            else:
+                output = run_experts(x, dispatch, held)
         else:
             known = batch.task_tokens
-            counts = None if known is None else task_assignments(known, gates.experts, num_experts)
-            dispatch, counts = self.parallel.make_dispatch(experts, weights, num_experts, factor, counts)
+            sent = None if known is None else task_assignments(known, gates.experts, num_experts)
+            dispatch, sent = self.parallel.make_dispatch(experts, weights, num_experts, factor, sent)
             dispatch = _from_rows(dispatch, index)
-            output = self.parallel.run_experts(x, dispatch, counts, held)
+            output = self.parallel.run_experts(x, dispatch, sent, held)
         return output, dispatch.dropped / max(tokens * k, 1)
+
+
+def _known_counts(gates: Gates, batch: RoutedBatch, num_experts: int) -> list[int] | None:
+    # A task's tokens all have the same experts, so what is known of tasks tells the assignments of each expert.
+    if gates.listed is None or batch.task_counts is None:
+        return None
+    counts = [0] * num_experts
+    for experts, tokens in zip(gates.listed, batch.task_counts):
+        for expert in experts:
+            counts[expert] += tokens
+    return counts
 
 
 def _from_rows(dispatch: Dispatch, index: Tensor | None) -> Dispatch:

@@ -8,7 +8,8 @@ All gates are computed in fp32 under any precision of the model (Switch Transfor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,14 @@ class Gates:
         probs: (U, E) fp32, their softmax.
         experts: (U, K) int64, the chosen experts, best first.
         weights: (U, K) fp32, what each chosen expert's output is multiplied by.
+        listed: ``experts`` on the host, where they were read for all layers at once.
     """
 
     logits: Tensor | None
     probs: Tensor
     experts: Tensor
     weights: Tensor
+    listed: list[list[int]] | None = None
 
 
 def top_k_gates(logits: Tensor, k: int) -> Gates:
@@ -76,7 +79,12 @@ class Router(nn.Module, ABC):
         unit = self.unit(batch)
         if unit is None:
             return torch.full((units,), 1.0 / max(tokens, 1), device=batch.tokens.row.device)
-        return torch.bincount(unit, minlength=units).float() / max(tokens, 1)
+        return _count(unit, units) / max(tokens, 1)
+
+
+def _count(unit: Tensor, units: int) -> Tensor:
+    # (U,) fp32, how often each unit occurs; torch.bincount waits for a GPU to learn the largest.
+    return torch.zeros(units, device=unit.device).index_add(0, unit, torch.ones(unit.shape, device=unit.device))
 
 
 class LearnedGate(nn.Module):
@@ -135,7 +143,7 @@ class SentenceRouter(Router):
         if sentence is None:
             tokens, row = batch.tokens.take(x).float(), batch.tokens.row
             total = tokens.new_zeros(batch.tokens.rows, x.size(1)).index_add(0, row, tokens)
-            sentence = total / torch.bincount(row, minlength=batch.tokens.rows).clamp(min=1).unsqueeze(1)
+            sentence = total / _count(row, batch.tokens.rows).clamp(min=1).unsqueeze(1)
         return top_k_gates(self.gate(sentence), self.top_k)
 
     def unit(self, batch: RoutedBatch) -> Tensor:
@@ -152,7 +160,7 @@ class TableRouter(Router):
         """Gates of all tasks, U = number of tasks."""
 
     def gates(self, x: Tensor, batch: RoutedBatch) -> Gates:
-        return self.table()
+        return batch.tables[self] if self in batch.tables else self.table()
 
     def unit(self, batch: RoutedBatch) -> Tensor:
         if batch.task is None:
@@ -161,6 +169,15 @@ class TableRouter(Router):
 
     def share(self, batch: RoutedBatch, units: int) -> Tensor:
         return super().share(batch, units) if batch.task_share is None else batch.task_share
+
+
+def read_tables(routers: Iterable[TableRouter]) -> dict[TableRouter, Gates]:
+    """The gates of several routers of the same tasks, their experts read to the host together: a GPU waits once."""
+    tables = {router: router.table() for router in routers}
+    if not tables:
+        return {}
+    listed = torch.stack([gates.experts for gates in tables.values()]).tolist()
+    return {router: replace(gates, listed=experts) for (router, gates), experts in zip(tables.items(), listed)}
 
 
 class TaskRouter(TableRouter):
