@@ -75,7 +75,10 @@ def _check(parser: ArgumentParser, args: Namespace) -> None:
 
 
 def _sentences(text: str) -> int:
-    return 0 if text == "all" else int(text)
+    count = 0 if text == "all" else int(text)
+    if count < 0 or text == "0":
+        raise ValueError
+    return count
 
 
 def _options(args: Namespace) -> Options:

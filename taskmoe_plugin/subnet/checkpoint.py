@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -122,15 +123,21 @@ def _load(path: Path) -> Any:
         with _exact_offsets():
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = next((line for line in str(error).splitlines() if "global" in line.lower()), "")
+        unsafe = next((line for line in str(error).splitlines() if re.search("Unsupported (global|class)", line)), None)
+        if unsafe is None:
+            raise _broken(path, error) from error
         raise SubnetError(
-            f"--path {path}: holds Python objects that safe loading refuses ({_short(refused)}); "
+            f"--path {path}: holds Python objects that safe loading refuses ({_short(unsafe)}); "
             "give a checkpoint that training wrote, with nothing added"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise SubnetError(
-            f"--path {path}: truncated, corrupted or no PyTorch checkpoint ({_short(str(error))}); copy it again"
-        ) from error
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> SubnetError:
+    return SubnetError(
+        f"--path {path}: truncated, corrupted or no PyTorch checkpoint ({_short(str(error))}); copy it again"
+    )
 
 
 def _short(text: str, limit: int = 120) -> str:

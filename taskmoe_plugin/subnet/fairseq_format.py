@@ -88,8 +88,14 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
         # fairseq wants to know where in the data training stood: at its start.
         "extra_state": {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}},
     }
-    with path.open("wb") as file:
-        torch.save(state, file)
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        # PyTorch goes on to complain of the half-written file; why it is half-written is the error before that.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _forget_plugin(cfg: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -81,7 +81,7 @@ def test_a_subnet_translates_as_the_full_model_does(found: dict[str, Any], name:
 def test_the_scores_that_are_compared_depend_on_the_sentences(found: dict[str, Any]) -> None:
     for name, (expected, _, _) in found.items():
         scores = sorted(score for score, _ in expected.values())
-        assert scores[-1] - scores[0] > 100 * TOLERANCE, name
+        assert scores[-1] - scores[0] > 10 * TOLERANCE, name
 
 
 def test_the_subnet_of_a_model_that_has_learned_translates_as_it_does(
@@ -101,7 +101,7 @@ def test_nothing_of_the_plugin_is_left(found: dict[str, Any], name: str) -> None
     state = load(found[name][1] / "model.pt")
     args = namespace_of(state)
     assert args.arch == "transformer"
-    assert not [each for each in vars(args) if "moe" in each or "bleu" in each and each != "best_checkpoint_metric"]
+    assert not [each for each in vars(args) if "moe" in each or "bleu" in each]
     assert "taskmoe" not in str({name: part for name, part in state.items() if name != "model"})
     assert not [each for each in state["model"] if "moe" in each or "tasks" in each]
 

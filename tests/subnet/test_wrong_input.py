@@ -1,0 +1,333 @@
+"""What a user can get wrong ends in one clear line and status 1, with nothing written."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taskmoe_plugin.cli.extract_subnet import main
+from taskmoe_plugin.subnet import extract as extraction
+from tests.helpers.commands import run
+from tests.helpers.corpus import Corpus
+from tests.helpers.tasks import LANGTOKS, task_flags
+from tests.helpers.training import SIZES
+from tests.subnet.helpers import extract, load, rewrite, write_model
+
+
+def error_of(
+    capsys: pytest.CaptureFixture[str], output_dir: Path, data: Any, path: Any, pairs: str, *flags: Any, status: int = 1
+) -> str:
+    """The one line that extraction stops with, after nothing was written."""
+    before = sorted(output_dir.rglob("*"))
+    argv = (data, "--path", path, "--lang-pairs", pairs, "--output-dir", output_dir, *flags)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(each) for each in argv])
+    assert stopped.value.code == status
+    assert sorted(output_dir.rglob("*")) == before
+    output = capsys.readouterr()
+    assert not output.out
+    lines = [line for line in output.err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    assert "Traceback" not in output.err
+    return lines[0]
+
+
+class Foreign:
+    """Something that no checkpoint of ours holds."""
+
+
+def truncated(path: Path, target: Path) -> Path:
+    target.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return target
+
+
+def corrupted(path: Path, target: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    start = content.find(b"data.pkl") + 200
+    content[start : start + 2000] = b"\0" * 2000
+    target.write_bytes(bytes(content))
+    return target
+
+
+def foreign_class(path: Path, target: Path) -> Path:
+    state = load(path)
+    torch.save({**state, "extra": Foreign()}, target)
+    return target
+
+
+def no_checkpoint(path: Path, target: Path) -> Path:
+    torch.save({"weights": torch.zeros(3)}, target)
+    return target
+
+
+def plain_pickle(path: Path, target: Path) -> Path:
+    target.write_bytes(pickle.dumps({"model": {}}))
+    return target
+
+
+def text(path: Path, target: Path) -> Path:
+    target.write_text("not a checkpoint\n" * 100)
+    return target
+
+
+def adapters(path: Path, target: Path) -> Path:
+    return rewrite(
+        path, target, lambda state: state["model"].update({"encoder.layers.0.adapter.fc1.weight": torch.zeros(2)})
+    )
+
+
+def lacks_an_expert(path: Path, target: Path) -> Path:
+    def drop(state: Any) -> None:
+        for index in range(4):
+            del state["model"][f"decoder.layers.1.moe.experts.{index}.fc2.weight"]
+
+    return rewrite(path, target, drop)
+
+
+def lacks_a_router(path: Path, target: Path) -> Path:
+    return rewrite(path, target, lambda state: state["model"].pop("encoder.layers.1.moe.router.gate.weight"))
+
+
+def other_architecture(path: Path, target: Path) -> Path:
+    def rename(state: Any) -> None:
+        state["cfg"]["model"] = Namespace(arch="someone_elses_moe")
+
+    return rewrite(path, target, rename)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (truncated, "truncated, corrupted or no PyTorch checkpoint"),
+        (corrupted, "corrupted"),
+        (foreign_class, "holds Python objects that safe loading refuses"),
+        (no_checkpoint, "not a fairseq checkpoint"),
+        (plain_pickle, "no PyTorch checkpoint"),
+        (text, "no PyTorch checkpoint"),
+        (adapters, "has tensors that no Transformer has (encoder.layers.0.adapter.fc1.weight); adapters"),
+        (lacks_an_expert, "the tensor decoder.layers.1.moe.experts."),
+        (lacks_a_router, "the tensor encoder.layers.1.moe.router.gate.weight is missing"),
+        (other_architecture, "a checkpoint of architecture someone_elses_moe, not taskmoe_transformer"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_wrong_file_is_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, expected: str
+) -> None:
+    path = spoil(full, tmp_path / "spoiled.pt")
+    output_dir = tmp_path / "out"
+    output_dir.mkdir()
+    line = error_of(capsys, output_dir, corpus.bin, path, "en-de")
+    assert f"--path {path}: " in line
+    assert expected in line
+
+
+def test_a_missing_file_is_named(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(capsys, tmp_path, corpus.bin, "nowhere.pt", "en-de")
+    assert line.endswith("--path nowhere.pt: no such file; give a checkpoint_*.pt that training wrote")
+
+
+def test_a_dense_checkpoint_is_refused(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "dense"
+    flags = task_flags(corpus, "--task", "translation_multi_simple_epoch", *LANGTOKS, "--arch", "transformer", *SIZES)
+    run("train", *flags, "--optimizer", "adam", "--max-tokens", 300, "--max-update", 1, "--save-dir", directory)
+    (tmp_path / "out").mkdir()
+    line = error_of(capsys, tmp_path / "out", corpus.bin, directory / "checkpoint_last.pt", "en-de")
+    assert "a checkpoint of architecture transformer, a dense model, which has no experts" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--moe-freq", 0), "no stack routes by task"),
+        (("--encoder-moe-routing", "token", "--decoder-moe-routing", "sentence"), "no stack routes by task"),
+    ],
+    ids=["no experts", "no tasks"],
+)
+def test_a_model_without_tasks_is_refused(
+    corpus: Corpus, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Any, expected: str
+) -> None:
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *flags)
+    assert expected in error_of(capsys, tmp_path / "out", corpus.bin, path, "en-de")
+
+
+@pytest.mark.parametrize("pairs", ["fr-de", "en-cs", "en-de,nonsense", "en-de+fr-de"])
+def test_a_pair_that_was_not_trained_is_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: str
+) -> None:
+    line = error_of(capsys, tmp_path, corpus.bin, full, pairs)
+    assert "was not trained on it; it has en-de,de-en,en-fr,fr-en,de-fr" in line
+
+
+def test_a_subnet_is_no_model_to_extract_from(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subnet = extract(corpus, full, tmp_path / "first", "en-de+de-fr") / "model.pt"
+    capsys.readouterr()
+    assert "is a subnet already" in error_of(capsys, tmp_path / "second", corpus.bin, subnet, "en-de")
+
+
+def shortened(corpus: Corpus, data: Path) -> str:
+    path = data / "dict.en.txt"
+    path.write_text("".join((corpus.bin / "dict.en.txt").read_text().splitlines(keepends=True)[:-3]))
+    return f"{path}: has 43 symbols with the language tokens, the checkpoint's embeddings have 46"
+
+
+def malformed(corpus: Corpus, data: Path) -> str:
+    path = data / "dict.en.txt"
+    path.write_text("a word without a count\n")
+    return f"{path}: no fairseq dictionary"
+
+
+def not_utf8(corpus: Corpus, data: Path) -> str:
+    path = data / "dict.en.txt"
+    path.write_bytes(b"\xff\xfe 1\n")
+    return f"{path}: cannot be read"
+
+
+def missing(corpus: Corpus, data: Path) -> str:
+    return f"{data / 'dict.en.txt'}: no such file; give the DATA_BIN that the model was trained on"
+
+
+@pytest.mark.parametrize("spoil", [shortened, malformed, not_utf8, missing], ids=lambda each: each.__name__)
+def test_a_dictionary_that_does_not_fit_is_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any
+) -> None:
+    (tmp_path / "data").mkdir()
+    expected = spoil(corpus, tmp_path / "data")
+    assert expected in error_of(capsys, tmp_path / "out", tmp_path / "data", full, "en-de")
+
+
+def test_data_that_trimming_or_verifying_needs_must_be_there(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for lang in ("en", "de"):
+        (data / f"dict.{lang}.txt").write_text((corpus.bin / f"dict.{lang}.txt").read_text())
+    line = error_of(capsys, tmp_path / "out", data, full, "en-de", "--trim-vocabulary")
+    assert f"{data}: no training data of en-de (train.en-de.en.bin), which --trim-vocabulary needs" in line
+    line = error_of(capsys, tmp_path / "out", data, full, "en-de", "--verify")
+    assert f"{data}: no test set of en-de, which --verify needs" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--quantization", "int8"), "--quantization: is for --format ctranslate2"),
+        (("--format", "ctranslate2", "--half", "fp16"), "--half: is for --format fairseq"),
+        (("--format", "ctranslate2", "--unpadded"), "--unpadded: is for --format fairseq"),
+        (("--format", "onnx"), "argument --format: invalid choice: 'onnx'"),
+        (("--verify", "many"), "argument --verify"),
+        (("--verify", "-3"), "argument --verify"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_flags_that_do_not_go_together_are_wrong_usage(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Any, expected: str
+) -> None:
+    assert expected in error_of(capsys, tmp_path, corpus.bin, full, "en-de", *flags, status=2)
+
+
+@pytest.mark.parametrize("pairs", ["", "en-de,", "en-de++de-en"])
+def test_pairs_that_are_no_pairs_are_wrong_usage(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: str
+) -> None:
+    assert "give pairs such as en-de,en-fr, or all" in error_of(capsys, tmp_path, corpus.bin, full, pairs, status=2)
+
+
+def test_a_directory_with_something_in_it_is_left_alone(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "en-de"
+    directory.mkdir()
+    (directory / "model.pt").write_text("precious")
+    line = error_of(capsys, tmp_path, corpus.bin, full, "de-en,en-de")
+    assert f"{directory}: exists and is not empty; give --force to replace it" in line
+    assert (directory / "model.pt").read_text() == "precious"
+    extract(corpus, full, tmp_path, "en-de", "--force")
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "dict.de.txt",
+        "dict.en.txt",
+        "model.pt",
+        "subnet.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["en-de"]
+
+
+def test_an_empty_directory_is_used_and_a_file_in_its_place_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "en-de").mkdir()
+    extract(corpus, full, tmp_path, "en-de")
+    capsys.readouterr()
+    (tmp_path / "de-en").write_text("")
+    assert "exists and is no directory" in error_of(capsys, tmp_path, corpus.bin, full, "de-en", "--force")
+
+
+def test_what_was_there_stays_when_replacing_it_fails(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = extract(corpus, full, tmp_path, "en-de")
+    before = (directory / "subnet.json").read_text()
+    capsys.readouterr()
+
+    def full_disk(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(extraction, "write_json", full_disk)
+    line = error_of(capsys, tmp_path, corpus.bin, full, "en-de", "--force")
+    assert f"{directory}: cannot be written (No space left on device); nothing was kept of it" in line
+    assert (directory / "subnet.json").read_text() == before
+
+
+EXTRACT = "import sys; from taskmoe_plugin.cli.extract_subnet import main; main(sys.argv[1:])"
+
+
+@pytest.mark.parametrize("form", [("--format", "fairseq"), ("--format", "ctranslate2")], ids=lambda form: form[1])
+def test_running_out_of_space_leaves_nothing(corpus: Corpus, full: Path, tmp_path: Path, form: tuple[str, ...]) -> None:
+    # No file may grow beyond 20 kB, as on a disk that is full by then.
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", EXTRACT, str(corpus.bin), "--path", str(full), "--lang-pairs", "en-de",
+         "--output-dir", str(tmp_path), *form],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert f"{tmp_path / 'en-de'}: cannot be written" in line
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_an_interrupted_run_leaves_nothing(corpus: Corpus, full: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    # Verification is where most of the time goes; here it never ends.
+    script = f"""
+import time
+from taskmoe_plugin.subnet import extract
+extract.Verifier.verify = lambda *args: (print("verifying", flush=True), time.sleep(60))
+{EXTRACT}"""
+    argv = [corpus.bin, "--path", full, "--lang-pairs", "en-de", "--output-dir", tmp_path, "--verify"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "verifying\n"
+    assert [path.name.startswith(".en-de") for path in tmp_path.iterdir()] == [True]
+    process.send_signal(kind)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "interrupted; the subnet in the making was not kept" in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
