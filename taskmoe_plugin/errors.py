@@ -14,3 +14,13 @@ def usage_error(message: str) -> NoReturn:
     """
     print(f"taskmoe: error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def failure(message: str) -> NoReturn:
+    """Print one line on standard error and exit with status 1, the status of everything but wrong usage.
+
+    Args:
+        message: names the file, says what is wrong and what to do.
+    """
+    print(f"taskmoe: error: {message}", file=sys.stderr)
+    raise SystemExit(1)

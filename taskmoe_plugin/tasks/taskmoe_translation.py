@@ -6,6 +6,7 @@ import math
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ from torch import Tensor
 from taskmoe_plugin.errors import usage_error
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
-from taskmoe_plugin.parallel.gradients import clip_by_whole_norm, fill_missing_gradients
+from taskmoe_plugin.parallel.gradients import fill_missing_gradients
+from taskmoe_plugin.parallel.resuming import check_restore_file, checkpoint_directories
+from taskmoe_plugin.parallel.saving import prepare_optimizer
+from taskmoe_plugin.parallel.shards import remove_unused
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
 
@@ -48,6 +52,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         self.routed_pairs = [*self.lang_pairs, *extra]
         self.pair_lookup = TaskTable.build("pair", langs, self.lang_pairs).lookup
         self.validation_bleu: ValidationBleu | None = None
+        self.optimizer: Any = None
         parse_bleu_args(args)
 
     @classmethod
@@ -75,12 +80,15 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if getattr(args, "moe_expert_parallel", False) and not from_checkpoint:
             args.taskmoe_processes = distributed_utils.get_data_parallel_world_size()
             check_flags(args, args.taskmoe_processes)
+        if self.training and not from_checkpoint:
+            check_restore_file(args)
         model = super().build_model(args, from_checkpoint)
         if not hasattr(model, "check_pair"):
             usage_error(
                 f"--arch {args.arch}: does not take the language ids of --task taskmoe_translation; use "
                 "taskmoe_transformer (dense with --moe-freq 0), or --task translation_multi_simple_epoch"
             )
+        model.directories = checkpoint_directories(self.args)
         if from_checkpoint:
             model.check_languages(self.langs)
         if not self.training:
@@ -170,8 +178,9 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         sample = complete_language_ids(sample)
         if ignore_grad:
             sample = {**sample, "net_input": {**sample["net_input"], "filler": True}}
-        if model.parallel is not None and "clip_grad_norm" not in vars(optimizer):
-            clip_by_whole_norm(optimizer, model.parallel.group)
+        if optimizer is not self.optimizer:
+            self.optimizer = optimizer
+            prepare_optimizer(model, optimizer, self.args)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
@@ -184,6 +193,10 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if self.validation_bleu is not None:
             logging_output["bleu_statistics"] = self.validation_bleu.count(model, sample, self.pair_index(sample))
         return loss, sample_size, logging_output
+
+    def post_save(self, path: str, num_updates: int) -> None:
+        """Remove the files of experts whose checkpoints fairseq has removed."""
+        remove_unused(Path(path).parent)
 
     def pair_index(self, sample: dict[str, Any]) -> Tensor:
         """(B,) int64, the place of each row's pair in ``lang_pairs``."""

@@ -1,0 +1,138 @@
+"""Saving and restoring the optimizer state of experts, through what fairseq has for sharded optimizers."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.distributed import utils as distributed_utils
+from torch import nn
+
+from taskmoe_plugin.errors import failure
+from taskmoe_plugin.parallel.gradients import clip_by_whole_norm
+from taskmoe_plugin.parallel.shards import (
+    ExpertShards,
+    absent_parameters,
+    expert_of,
+    shard_files,
+    write_shard,
+)
+
+
+class ExpertSaver:
+    """Writes each process's experts when fairseq is about to save a checkpoint.
+
+    fairseq then calls ``consolidate_state_dict`` of the optimizer on every process, if there is such a method, before
+    the first process writes the checkpoint. Saving from that call, rather than along with the checkpoint, is what makes
+    the checkpoint the last thing written.
+
+    Attributes:
+        manifest: where the experts were written last, for the checkpoint; None after an error.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any, group: Any, directory: Path, experts: int) -> None:
+        self.model = model
+        self.group = group
+        self.directory = directory
+        self.experts = experts
+        self.manifest: dict[str, Any] | None = None
+        self._optimizer = optimizer.optimizer
+        self._optimizer.consolidate_state_dict = self.save
+        self._optimizer.register_state_dict_post_hook(self._without_experts)
+        self._parameters = list(named_parameters(model, optimizer))
+
+    def save(self) -> None:
+        """Write this process's experts, and wait until all processes have; a collective."""
+        self.manifest = None
+        if sys.exc_info()[0] is not None:
+            # fairseq saves what it can of a crash. The other processes may be elsewhere, and would wait for each other.
+            return
+        rank, size = distributed_utils.get_rank(self.group), distributed_utils.get_world_size(self.group)
+        files = shard_files(self._new_save(), size)
+        path = self.directory / files[rank]
+        absent = absent_parameters(self.model)
+        held = [(name, each) for name, each in self._parameters if expert_of(name) is not None and name not in absent]
+        weights = dict(self.model.named_parameters())
+        problem = None
+        try:
+            write_shard(
+                path,
+                files[rank],
+                {name: weights[name].detach().cpu() for name, _ in held},
+                {name: on(self._optimizer.state.get(each, {}), "cpu") for name, each in held},
+            )
+        except OSError as error:
+            problem = error.strerror
+        if self._sum(int(problem is not None)):
+            failure(f"{path}: cannot be written ({problem or 'by another process'}); earlier checkpoints are complete")
+        self.manifest = {"experts": self.experts, "files": files}
+
+    def _new_save(self) -> str:
+        # Random rather than counted: a run that starts again from an older checkpoint must not write over newer files.
+        return f"{self._sum(secrets.randbits(48) if distributed_utils.get_rank(self.group) == 0 else 0):012x}"
+
+    def _sum(self, number: int) -> int:
+        device = next(self.model.parameters()).device
+        total = torch.tensor([number], device=device)
+        distributed_utils.all_reduce(total, group=self.group)
+        return int(total)
+
+    def _without_experts(self, _: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        experts = {number for number, (name, _) in enumerate(self._parameters) if expert_of(name) is not None}
+        shared = {number: state for number, state in state_dict["state"].items() if number not in experts}
+        return {**state_dict, "state": shared}
+
+
+def named_parameters(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters of a fairseq optimizer, which may be copies of a model's, with the model's names for them."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return zip(names, optimizer.params)
+
+
+def restore_state(model: nn.Module, optimizer: Any, shards: ExpertShards | None) -> None:
+    """Complete the optimizer state that fairseq has restored from a checkpoint; without any, do nothing.
+
+    Args:
+        model: the model.
+        optimizer: its fairseq optimizer.
+        shards: the experts of the checkpoint, if they were spread over processes.
+    """
+    states = optimizer.optimizer.state
+    if not states:
+        return
+    absent = absent_parameters(model)
+    for name, parameter in named_parameters(model, optimizer):
+        if name in absent:
+            states.pop(parameter, None)
+        elif shards is not None and expert_of(name) is not None:
+            states[parameter] = on(shards.optimizer_state(name), parameter.device)
+
+
+def on(state: dict[str, Any], device: Any) -> dict[str, Any]:
+    """A copy of a parameter's optimizer state on a device."""
+    return {
+        key: value.detach().to(device, copy=True) if torch.is_tensor(value) else value for key, value in state.items()
+    }
+
+
+def prepare_optimizer(model: Any, optimizer: Any, args: Namespace) -> None:
+    """Get a new fairseq optimizer ready for a model, whose experts may be spread over processes.
+
+    Args:
+        model: the model, perhaps wrapped by fairseq.
+        optimizer: its optimizer, into which fairseq may have loaded a checkpoint.
+        args: all flags of fairseq-train.
+    """
+    while hasattr(model, "module"):
+        model = model.module
+    restore_state(model, optimizer, model.shards)
+    model.shards = None
+    if model.parallel is not None:
+        clip_by_whole_norm(optimizer, model.parallel.group)
+        directory = Path(args.save_dir).absolute()
+        model.saver = ExpertSaver(model, optimizer, model.parallel.group, directory, args.moe_expert_count)

@@ -1,0 +1,193 @@
+"""The files that hold the experts of a checkpoint whose experts were spread over processes.
+
+Next to the checkpoint, which has all other weights and says which files these are, there is one file for each process
+in the folder ``experts``, with the weights of its experts and their optimizer state, by name. The names of files are
+never used twice, and the checkpoint is written after them: whenever a run is killed, every checkpoint that is there is
+complete.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskmoe_plugin.errors import failure
+from taskmoe_plugin.moe import AbsentExpert, held_by
+
+KEY = "expert_shards"  # in a checkpoint's model: {"experts": E, "files": [one for each process]}
+FOLDER = "experts"
+_EXPERT = re.compile(r"\.moe\.experts\.(\d+)\.")
+
+
+def expert_of(name: str) -> int | None:
+    """The global index of the expert that a parameter belongs to; None if it is no expert's."""
+    found = _EXPERT.search(name)
+    return int(found[1]) if found else None
+
+
+def shard_files(save: str, processes: int) -> list[str]:
+    """The files of one save, relative to the checkpoint's directory, in the order of the processes."""
+    return [f"{FOLDER}/{save}-{process}of{processes}.pt" for process in range(processes)]
+
+
+def write_shard(path: Path, file: str, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
+    """Write one process's file, under a temporary name until it is complete.
+
+    Args:
+        path: where to.
+        file: its name in the checkpoint, which it carries so that it cannot be taken for another.
+        weights: the weights of its experts by name.
+        optimizer: their optimizer state by name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save({"file": file, "model": dict(weights), "optimizer": dict(optimizer)}, temporary)
+    temporary.replace(path)
+
+
+def load_mapped(path: Path) -> Any:
+    """A file that torch.save wrote, its tensors still on disk.
+
+    Raises:
+        ValueError: it is truncated, broken or unsafe; the text says which.
+    """
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("holds Python objects that safe loading refuses") from error
+    except (RuntimeError, OSError, EOFError, KeyError) as error:
+        raise ValueError("truncated or corrupted") from error
+
+
+class ExpertShards:
+    """The experts of one checkpoint, read from their files one tensor at a time.
+
+    A file is opened when the first of its experts is asked for.
+
+    Args:
+        manifest: what the checkpoint has under ``KEY``.
+        directories: where to look for the files.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any], directories: Iterable[Path]) -> None:
+        self.experts: int = manifest["experts"]
+        self.files: list[str] = manifest["files"]
+        candidates = list(dict.fromkeys(directories))
+        missing = {place: [file for file in self.files if not (place / file).is_file()] for place in candidates}
+        self.directory = min(candidates, key=lambda place: len(missing[place]))
+        if missing[self.directory]:
+            absent = missing[self.directory][0]
+            failure(
+                f"{self.directory / absent}: no such file, but the checkpoint has experts in it; "
+                f"put the folder '{FOLDER}' next to the checkpoint, or use another checkpoint"
+            )
+        self._opened: dict[int, dict[str, Any]] = {}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of all experts' parameters. Opens all files."""
+        return [name for process in range(len(self.files)) for name in self._shard(process)["model"]]
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter of an expert, still on disk."""
+        return self._of(name, "model")  # type: ignore[no-any-return]
+
+    def optimizer_state(self, name: str) -> dict[str, Any]:
+        """The optimizer state of a parameter of an expert, still on disk; empty if it has none."""
+        return self._of(name, "optimizer", {})  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Let go of the files that are open."""
+        self._opened.clear()
+
+    def _of(self, name: str, part: str, default: Any = None) -> Any:
+        expert, processes = expert_of(name), len(self.files)
+        holders = [each for each in range(processes) if expert in held_by(each, processes, self.experts)]
+        found = self._shard(holders[0])[part].get(name, default) if holders else None
+        if found is None:
+            failure(f"{self.directory / FOLDER}: no {name}; give the model's flags that the checkpoint was saved with")
+        return found
+
+    def _shard(self, process: int) -> dict[str, Any]:
+        if process not in self._opened:
+            file = self.files[process]
+            path = self.directory / file
+            try:
+                shard = load_mapped(path)
+            except ValueError as error:
+                failure(f"{path}: {error}; restore it, or use another checkpoint")
+            if not isinstance(shard, dict) or shard.get("file") != file:
+                written = shard.get("file", "no file of experts") if isinstance(shard, dict) else "no file of experts"
+                failure(f"{path}: is of another run or save ({written}); restore the file that was there")
+            self._opened[process] = shard
+        return self._opened[process]
+
+
+def manifests(directory: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """The checkpoints in a directory, each with what it has under ``KEY``.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
+    for path in sorted(directory.glob("*.pt")):
+        state = load_mapped(path)
+        model = state.get("model") if isinstance(state, dict) else None
+        yield path, model.get(KEY) if isinstance(model, dict) else None
+
+
+def remove_unused(directory: Path) -> None:
+    """Remove the files of experts that no checkpoint in a directory refers to: fairseq has removed theirs.
+
+    Where a checkpoint cannot be read, nothing is removed.
+    """
+    folder = directory / FOLDER
+    if not folder.is_dir():
+        return
+    try:
+        used = {file for _, manifest in manifests(directory) if manifest for file in manifest["files"]}
+    except ValueError:
+        return
+    for path in folder.iterdir():
+        if f"{FOLDER}/{path.name}" not in used and path.name.endswith((".pt", ".pt.tmp")):
+            path.unlink()
+
+
+def absent_parameters(model: nn.Module) -> set[str]:
+    """The names of the parameters that stand for experts of other processes."""
+    stand_ins = [(prefix, each) for prefix, each in model.named_modules() if isinstance(each, AbsentExpert)]
+    return {f"{prefix}.{name}" for prefix, each in stand_ins for name, _ in each.named_parameters()}
+
+
+def with_experts(
+    model: nn.Module, state_dict: Mapping[str, Any], directories: Iterable[Path]
+) -> tuple[dict[str, Any], ExpertShards | None]:
+    """What a model has to load: the tensors of a checkpoint with the experts that this process holds, and no others.
+
+    Args:
+        model: the model, some of whose experts may be on other processes.
+        state_dict: the checkpoint's tensors, with all experts or with what it has under ``KEY``.
+        directories: where the checkpoint may be.
+
+    Returns:
+        The tensors, and the files of the experts if there are such.
+    """
+    manifest = state_dict.get(KEY)
+    state = {name: value for name, value in state_dict.items() if name != KEY}
+    names = [name for name, _ in model.named_parameters() if expert_of(name) is not None]
+    if names and manifest is None and not any(expert_of(name) is not None for name in state):
+        failure("the checkpoint has no experts: it was written in a crash; use an earlier one")
+    shards = ExpertShards(manifest, directories) if manifest is not None else None
+    absent = absent_parameters(model)
+    for name in names:
+        if name in absent:
+            state[name] = model.get_parameter(name).detach()
+        elif shards is not None:
+            state[name] = shards.tensor(name)
+    return state, shards
