@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -44,11 +45,14 @@ def run(args: Namespace) -> list[Row]:
         progress("making the models")
         most = batch_sizes[-1]
         source = given_source(args, most) if args.data_bin else random_source(args, directory, most)
+        gc.collect()
         systems = _Systems(args, source, directory)
         workers, sizes = {}, {}
         for system in (each for each in SYSTEMS if each in (REFERENCE, *args.systems)):
             progress(f"loading {system}")
             path, worker = systems.start(system)
+            # Models are full of reference cycles, and so would stay in memory beside those of the workers.
+            gc.collect()
             workers[system], sizes[system] = stack.enter_context(worker), _bytes_on_disk(path)
         return _measure(args, workers, sizes, batch_sizes, source.sentences)
 

@@ -86,7 +86,7 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
 
 def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: Any) -> Path:
     """Write the checkpoint of a freshly initialised model that differs from another one in some of its arguments."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     cfg = state["cfg"]
     vars(cfg["model"]).update(model_args)
     cfg["task"].data = str(data)
