@@ -2,16 +2,17 @@
 # Every value can be set in the environment, as in: WORK_DIR=/tmp/demo MAX_UPDATE=500 run.sh settings/demo.sh
 
 : "${WORK_DIR:=$EXAMPLE/out/demo}"
-: "${LANGS:=en,cs,de,es,pt}"
-: "${LANG_PAIRS:=en-cs,cs-en,en-de,de-en,en-es,es-en,en-pt,pt-en}"
+: "${LANGS:=en,de,es,pt,sv}"
+: "${LANG_PAIRS:=en-de,de-en,en-es,es-en,en-pt,pt-en,en-sv,sv-en}"
 : "${VOCABULARY_SIZE:=4000}"
-: "${MAX_UPDATE:=2000}"
+: "${MAX_UPDATE:=2600}"
 : "${WORKERS:=1}"
 : "${JOBS:=2}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 
 TEXT_COMMAND=(
-    "$EXAMPLE/get_homeassistant.py" --lang-pairs "$LANG_PAIRS" --held-out 500 --download-dir "$WORK_DIR/download"
+    "$EXAMPLE/get_homeassistant.py" --lang-pairs "$LANG_PAIRS" --max-words 10 --held-out 500
+    --download-dir "$WORK_DIR/download"
 )
 VOCABULARY_FLAGS=(--size "$VOCABULARY_SIZE")
 # Training and translation must agree on these.
