@@ -108,11 +108,19 @@ def write_checkpoint(args: Namespace, data: Path, path: Path) -> None:
     task_args.train_subset, task_args.seed = "train", 1
     task = TaskMoETranslationTask.setup_task(task_args)
     model_args = Namespace(
-        arch="taskmoe_transformer", _name="taskmoe_transformer", share_all_embeddings=True, encoder_layers=args.layers,
-        decoder_layers=args.layers, encoder_embed_dim=args.width, encoder_ffn_embed_dim=args.ffn, moe_freq=args.moe_freq,
-        moe_expert_count=args.experts, encoder_normalize_before=True, decoder_normalize_before=True, user_dir=None,
-        max_source_positions=1024, max_target_positions=1024,
-    )  # fmt: skip
+        arch="taskmoe_transformer",
+        share_all_embeddings=True,
+        encoder_layers=args.layers,
+        decoder_layers=args.layers,
+        encoder_embed_dim=args.width,
+        encoder_ffn_embed_dim=args.ffn,
+        moe_freq=args.moe_freq,
+        moe_expert_count=args.experts,
+        encoder_normalize_before=True,
+        decoder_normalize_before=True,
+        max_source_positions=1024,
+        max_target_positions=1024,
+    )
     base_architecture(model_args)
     model = TaskMoETransformerModel.build_model(model_args, task)
     # Zeros that were never written to are not in memory, and are written to the file all the same.

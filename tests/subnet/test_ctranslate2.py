@@ -1,0 +1,167 @@
+"""Subnets in CTranslate2 score and translate as fairseq does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskmoe_plugin.cli.extract_subnet import main
+from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, FairseqDecoder, build_model, build_task
+from tests.helpers.corpus import Corpus
+from tests.subnet.helpers import TOLERANCE, UNSHARED, extract, load, write_model
+
+ctranslate2 = pytest.importorskip("ctranslate2")
+PRE = ("--encoder-normalize-before", "--decoder-normalize-before")
+MODELS: dict[str, tuple[Any, ...]] = {
+    "pre-norm": PRE,
+    "post-norm": (),
+    "one expert": ("--moe-top-k", 1, *PRE),
+    "three experts": ("--moe-top-k", 3),
+    "separate embeddings": (UNSHARED, *PRE),
+    "learned positions": ("--encoder-learned-pos", "--decoder-learned-pos"),
+    "layernorm of embeddings": ("--layernorm-embedding", *PRE),
+    "gelu": ("--activation-fn", "gelu"),
+    "gelu_accurate": ("--activation-fn", "gelu_accurate", *PRE),
+    "tanh": ("--activation-fn", "tanh"),
+    "stacks of different depth, heads and norms": (
+        "--encoder-layers", 4, "--decoder-attention-heads", 4, "--encoder-normalize-before",
+    ),
+    "no scaling of embeddings": ("--no-scale-embedding",),
+    "no final norm": ("--no-decoder-final-norm", *PRE),
+    "static gates": ("--moe-task-gate", "static", *PRE),
+}  # fmt: skip
+
+
+def sentences(corpus: Corpus) -> tuple[list[list[str]], list[list[str]]]:
+    sides = [[line.split() for line in corpus.lines("test", "en", "de", lang)] for lang in ("en", "de")]
+    return sides[0], sides[1]
+
+
+def open_full(corpus: Corpus, path: Path) -> FairseqDecoder:
+    state = load(path)
+    args, task_args = state["cfg"]["model"], state["cfg"]["task"]
+    task = build_task(task_args, args.arch, corpus.bin, "en-de")
+    return FairseqDecoder(task, build_model(args, task, state["model"]))
+
+
+def open_converted(directory: Path, path: Path) -> CTranslate2Decoder:
+    return CTranslate2Decoder(directory, load(path)["cfg"]["task"], "en-de")
+
+
+def gaps(one: list[list[float]], other: list[list[float]]) -> list[float]:
+    return [abs(a - b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_token_scores_are_those_of_the_full_model(corpus: Corpus, trained: Path, tmp_path: Path, name: str) -> None:
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *MODELS[name])
+    directory = extract(corpus, path, tmp_path, "en-de", "--format", "ctranslate2")
+    full, converted = open_full(corpus, path), open_converted(directory, path)
+    sources, targets = sentences(corpus)
+    expected = full.score(sources, targets)
+    assert max(map(max, expected)) - min(map(min, expected)) > 1
+    assert max(gaps(converted.score(sources, targets), expected)) < TOLERANCE
+    assert converted.translate(sources, beam=1) == full.translate(sources, beam=1)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "limit"),
+    [("float32", 1e-4), ("int16", 0.05), ("int8", 0.5), ("int8_float32", 0.5), ("float16", 0.05), ("bfloat16", 0.3)],
+)
+def test_quantised_models_score_nearly_as_the_full_model_does(
+    corpus: Corpus, learned: Path, tmp_path: Path, quantization: str, limit: float
+) -> None:
+    flags = ("--format", "ctranslate2", "--quantization", quantization, "--verify", "all")
+    directory = extract(corpus, learned, tmp_path, "en-de", *flags)
+    sources, targets = sentences(corpus)
+    found = open_converted(directory, learned).score(sources, targets)
+    assert max(gaps(found, open_full(corpus, learned).score(sources, targets))) < limit
+    content = json.loads((directory / "subnet.json").read_text())
+    assert content["quantization"] == quantization
+    assert content["subnet"]["bytes"] == (directory / "model.bin").stat().st_size
+
+
+def test_layers_keep_their_widths_and_nothing_is_padded(corpus: Corpus, full: Path, tmp_path: Path) -> None:
+    own = extract(corpus, full, tmp_path / "own", "en-de", "--unpadded")
+    directory = extract(corpus, full, tmp_path, "en-de", "--format", "ctranslate2")
+    sizes = [json.loads((path / "subnet.json").read_text())["subnet"]["parameters"] for path in (own, directory)]
+    assert sizes[0] == sizes[1]
+    assert json.loads((directory / "subnet.json").read_text())["ffn_dims"] == {"encoder": [24, 48], "decoder": [24, 48]}
+
+
+def test_smaller_types_make_smaller_files(corpus: Corpus, full: Path, tmp_path: Path) -> None:
+    def size(quantization: str) -> int:
+        flags = ("--format", "ctranslate2", "--quantization", quantization)
+        return (extract(corpus, full, tmp_path / quantization, "en-de", *flags) / "model.bin").stat().st_size
+
+    assert size("int8") < size("int16") < size("float32")
+
+
+def test_a_trimmed_model_scores_as_the_full_one_over_the_same_pieces(
+    corpus: Corpus, full: Path, tmp_path: Path
+) -> None:
+    flags = ("--format", "ctranslate2", "--trim-vocabulary", "--verify", "all")
+    directory = extract(corpus, full, tmp_path, "en-de", *flags)
+    vocabulary = json.loads((directory / "shared_vocabulary.json").read_text())
+    assert vocabulary[:4] == ["<s>", "<blank>", "</s>", "<unk>"]
+    assert vocabulary[-3:] == ["__en__", "__de__", "__fr__"]
+    assert not [word for word in vocabulary if word.startswith("le")]
+    content = json.loads((directory / "subnet.json").read_text())
+    assert content["verified"]["en-de"].startswith("scores of ")
+
+
+def test_the_client_of_the_documentation_translates(corpus: Corpus, learned: Path, tmp_path: Path) -> None:
+    directory = extract(corpus, learned, tmp_path, "en-de", "--format", "ctranslate2", "--quantization", "int8")
+    prefixes = json.loads((directory / "subnet.json").read_text())["prefixes"]["en-de"]
+    translator = ctranslate2.Translator(str(directory))
+    sources = [prefixes["source"] + source for source in sentences(corpus)[0]]
+    results = translator.translate_batch(sources, target_prefix=[prefixes["target"]] * len(sources))
+    translations = [result.hypotheses[0] for result in results]
+    assert all(each[0] == "__de__" for each in translations)
+    words = [word for each in translations for word in each[1:]]
+    assert sum(word.endswith("en") for word in words) > len(words) / 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--encoder-moe-routing", "token"), "MoE layers"),
+        (("--activation-fn", "linear"), "--activation-fn linear"),
+        (("--no-token-positional-embeddings",), "--no-token-positional-embeddings"),
+        (("--adaptive-softmax-cutoff", "10,20", UNSHARED), "--adaptive-softmax-cutoff"),
+        (("--cross-self-attention",), "--cross-self-attention"),
+        (("--decoder-output-dim", 12, UNSHARED), "embeddings of another width"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_ctranslate2_cannot_compute_is_refused(
+    corpus: Corpus, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Any, reason: str
+) -> None:
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *flags)
+    with pytest.raises(SystemExit) as stopped:
+        extract(corpus, path, tmp_path / "out", "en-de", "--format", "ctranslate2")
+    assert stopped.value.code == 1
+    assert f"--format ctranslate2: CTranslate2 does not support {reason}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_pairs_in_one_model_are_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        corpus.bin,
+        "--path",
+        full,
+        "--lang-pairs",
+        "en-de+fr-en",
+        "--output-dir",
+        tmp_path,
+        "--format",
+        "ctranslate2",
+    ]
+    with pytest.raises(SystemExit):
+        main([str(each) for each in argv])
+    assert "does not support MoE layers" in capsys.readouterr().err

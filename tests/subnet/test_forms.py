@@ -1,0 +1,280 @@
+"""Partial subnets, subnets of several pairs, layers of their own widths, and every kind of checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.corpus import PAIRS, Corpus
+from tests.helpers.training import generate
+from tests.subnet.helpers import (
+    DEFAULT,
+    UNSHARED,
+    assert_equal,
+    extract,
+    load,
+    rewrite,
+    stock_fairseq,
+    stock_generate_flags,
+    write_model,
+)
+
+
+def experts_of(directory: Path) -> dict[str, set[int]]:
+    """The global indices of the experts that each stack's second layer still has."""
+    names = load(directory / "model.pt")["model"]
+    found: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
+    for name in names:
+        if ".moe.experts." in name:
+            stack, _, layer, _, _, expert, *_ = name.split(".")
+            assert layer == "1"
+            found[stack].add(int(expert))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "whole"),
+    [
+        (("--encoder-moe-routing", "token"), "encoder"),
+        (("--decoder-moe-routing", "sentence", "--encoder-moe-routing", "pair"), "decoder"),
+        (("--encoder-moe-routing", "sentence", "--decoder-moe-routing", "group", "--moe-freq", 1), "encoder"),
+        (("--encoder-moe-routing", "token", "--moe-task-gate", "static", UNSHARED), "encoder"),
+    ],
+    ids=["token encoder", "sentence decoder", "every layer", "static gate"],
+)
+def test_the_stack_that_routes_by_task_is_folded_and_the_other_kept(
+    corpus: Corpus, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Any, whole: str
+) -> None:
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *flags)
+    subnet = extract(corpus, path, tmp_path, "en-de", "--verify", "all")
+    assert f"partial, {whole} whole" in capsys.readouterr().out
+    names = load(subnet / "model.pt")["model"]
+    assert len({name.split(".")[5] for name in names if name.startswith(f"{whole}.layers.1.moe.experts.")}) == 4
+    folded = {"encoder": "decoder", "decoder": "encoder"}[whole]
+    assert not [name for name in names if name.startswith(f"{folded}.") and "moe" in name]
+    assert_equal(generate(corpus, subnet / "model.pt", "en-de").hypotheses, generate(corpus, path, "en-de").hypotheses)
+
+
+@pytest.mark.parametrize("gate", ["learned", "static"])
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("routings", [("source", "target"), ("pair", "group"), ("token", "target")], ids="/".join)
+def test_several_pairs_keep_the_union_of_their_experts(
+    corpus: Corpus, trained: Path, tmp_path: Path, routings: tuple[str, str], top_k: int, gate: str
+) -> None:
+    path = write_model(
+        corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", "--moe-top-k", top_k, "--moe-task-gate", gate,
+        "--encoder-moe-routing", routings[0], "--decoder-moe-routing", routings[1], "--moe-expert-count", 8,
+    )  # fmt: skip
+    pairs = ["en-de", "fr-en"]
+    subnet = extract(corpus, path, tmp_path, "+".join(pairs))
+    gates = json.loads((subnet / "subnet.json").read_text())["gates"]
+    for stack, found in experts_of(subnet).items():
+        layer = gates[stack]["1"]
+        expected = set(range(8)) if layer == "all" else {each for pair in pairs for each in layer[pair]["experts"]}
+        assert found == expected
+    for pair in pairs:
+        expected_hypotheses = generate(corpus, path, pair).hypotheses
+        assert_equal(generate(corpus, subnet / "model.pt", pair).hypotheses, expected_hypotheses)
+
+
+def test_a_union_knows_no_other_pairs(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
+    routing = ("--encoder-moe-routing", "pair", "--decoder-moe-routing", "pair")
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *routing)
+    subnet = extract(corpus, path, tmp_path, "en-de+fr-en")
+    with pytest.raises(SystemExit) as stopped:
+        generate(corpus, subnet / "model.pt", "de-fr")
+    assert stopped.value.code == 2
+
+
+def test_layers_may_keep_their_own_widths(corpus: Corpus, full: Path, tmp_path: Path) -> None:
+    padded, own = extract(corpus, full, tmp_path / "padded", "en-de"), None
+    own = extract(corpus, full, tmp_path / "own", "en-de", "--unpadded", "--verify", "all")
+    content = {path: json.loads((path / "subnet.json").read_text()) for path in (padded, own)}
+    assert content[padded]["ffn_dims"] == {"encoder": [24, 48], "decoder": [24, 48]}
+    assert content[padded]["padded_to"] == {"encoder": 48, "decoder": 48}
+    assert "padded_to" not in content[own]
+    assert content[own]["arch"] == "taskmoe_transformer"
+    # Twice 24 hidden units of 16 inputs, 16 outputs and a bias.
+    assert content[padded]["subnet"]["parameters"] - content[own]["subnet"]["parameters"] == 2 * 24 * (16 + 16 + 1)
+    assert load(own / "model.pt")["model"]["encoder.layers.0.fc1.weight"].shape == (24, 16)
+    assert_equal(generate(corpus, own / "model.pt", "en-de").hypotheses, generate(corpus, full, "en-de").hypotheses)
+
+
+def without_optimizer_state(state: Any) -> None:
+    del state["last_optimizer_state"]
+
+
+def half(dtype: torch.dtype) -> Callable[[Any], None]:
+    def change(state: Any) -> None:
+        state["model"] = {
+            name: value.to(dtype) if value.is_floating_point() else value for name, value in state["model"].items()
+        }
+
+    return change
+
+
+def averaged(state: Any) -> None:
+    # As fairseq's script does: every tensor is a new one, shared embeddings are stored several times.
+    state["model"] = {name: (value + value) / 2 for name, value in state["model"].items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [without_optimizer_state, averaged, half(torch.float16), half(torch.bfloat16)],
+    ids=["without optimizer state", "averaged", "fp16", "bf16"],
+)
+def test_subnets_of_every_kind_of_checkpoint_are_equal(
+    corpus: Corpus, full: Path, tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    path = rewrite(full, tmp_path / "changed.pt", change)
+    subnet = extract(corpus, path, tmp_path, "en-de")
+    [found] = stock_fairseq([("generate", stock_generate_flags(corpus.bin, subnet / "model.pt", "en-de"))])
+    assert_equal(found, generate(corpus, path, "en-de").hypotheses)
+    embeddings = load(subnet / "model.pt")["model"]
+    assert embeddings["encoder.embed_tokens.weight"].data_ptr() == embeddings["decoder.embed_tokens.weight"].data_ptr()
+
+
+@pytest.mark.parametrize("name", ["checkpoint_last.pt", "checkpoint_best.pt"])
+def test_every_file_that_training_writes_can_be_extracted(
+    corpus: Corpus, trained: Path, tmp_path: Path, name: str
+) -> None:
+    # With the exponential moving average of the weights in it, too.
+    assert "ema" in load(trained / name)["extra_state"]
+    subnet = extract(corpus, trained / name, tmp_path, "en-de", "--verify", "all")
+    assert set(load(subnet / "model.pt")["extra_state"]) == {"train_iterator"}
+
+
+@pytest.mark.parametrize(("flag", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_weights_can_be_stored_in_half_precision(
+    corpus: Corpus, learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, dtype: torch.dtype
+) -> None:
+    whole = extract(corpus, learned, tmp_path / "whole", "en-de")
+    subnet = extract(corpus, learned, tmp_path, "en-de", "--half", flag, "--verify", "all")
+    assert {value.dtype for value in load(subnet / "model.pt")["model"].values()} == {dtype}
+    sizes = [json.loads((path / "subnet.json").read_text())["subnet"]["parameters"] for path in (whole, subnet)]
+    assert sizes[0] == sizes[1]
+    assert "en-de verified: " in capsys.readouterr().out
+
+
+def test_a_gate_is_not_rounded_to_half_precision(corpus: Corpus, full: Path, tmp_path: Path) -> None:
+    whole = load(extract(corpus, full, tmp_path / "whole", "en-de+fr-en") / "model.pt")["model"]
+    halved = load(extract(corpus, full, tmp_path, "en-de+fr-en", "--half", "fp16") / "model.pt")["model"]
+    name = "decoder.layers.1.moe.router.weights"
+    assert torch.equal(halved[name], whole[name])
+
+
+def test_all_pairs_are_extracted_at_once(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(corpus, full, tmp_path, "all")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PAIRS)
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["pairs", "form", "parameters", "of", "ratio", "bytes", "of", "seconds"]
+    assert [row.split()[0] for row in rows] == list(PAIRS)
+    assert all(row.split()[1] == "folded" for row in rows)
+
+
+def test_subnet_json_says_where_the_subnet_is_from_and_what_it_is(corpus: Corpus, full: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    subnet = extract(corpus, full, tmp_path, "en-de")
+    content = json.loads((subnet / "subnet.json").read_text())
+    digest = hashlib.sha256(full.read_bytes()).hexdigest()
+    assert content["source"] == {"path": str(full), "sha256": digest, "bytes": full.stat().st_size}
+    assert content["pairs"] == ["en-de"]
+    assert content["form"] == "folded"
+    assert content["format"] == "fairseq"
+    assert content["prefixes"] == {"en-de": {"source": ["__de__"], "target": ["__de__"]}}
+    state = load(subnet / "model.pt")["model"]
+    embeddings = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"}
+    own = [value.numel() for name, value in state.items() if "version" not in name and name not in embeddings]
+    expected = sum(own) + state["encoder.embed_tokens.weight"].numel()
+    assert content["subnet"] == {"parameters": expected, "bytes": (subnet / "model.pt").stat().st_size}
+    assert content["full_model"]["parameters"] > expected
+    assert set(content["gates"]) == {"encoder", "decoder"}
+    for layers in content["gates"].values():
+        assert len(layers["1"]["en-de"]["experts"]) == 2
+        assert sum(layers["1"]["en-de"]["weights"]) == pytest.approx(1)
+    assert content["versions"]["torch"] == torch.__version__
+
+
+def test_verification_notices_a_subnet_that_is_not_the_full_model(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from taskmoe_plugin.subnet import weights
+
+    original = weights.fold
+    monkeypatch.setattr(weights, "fold", lambda experts, gates: original(experts, [gate + 0.1 for gate in gates]))
+    with pytest.raises(SystemExit) as stopped:
+        extract(corpus, full, tmp_path, "en-de", "--verify")
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "--verify en-de: the subnet is not the full model" in error
+    assert "hypotheses equal" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sample_of_another_set_can_be_verified(corpus: Corpus, full: Path, tmp_path: Path) -> None:
+    subnet = extract(corpus, full, tmp_path, "de-fr", "--verify", 4, "--gen-subset", "valid")
+    verified = json.loads((subnet / "subnet.json").read_text())["verified"]["de-fr"]
+    assert verified.startswith("4 of 4 hypotheses equal, scores of 4 references")
+
+
+def test_a_subnet_can_be_trained_further_and_used_in_an_ensemble(corpus: Corpus, learned: Path, tmp_path: Path) -> None:
+    subnet = extract(corpus, learned, tmp_path, "en-de") / "model.pt"
+    further = tmp_path / "further"
+    generation = stock_generate_flags(corpus.bin, subnet, "en-de")
+    common = generation[: generation.index("--path")]
+    args = load(subnet)["cfg"]["model"]
+    shape = [
+        "--arch", "transformer", "--share-all-embeddings", "--encoder-normalize-before", "--decoder-normalize-before",
+        *(f"--{stack}-{name.replace('_', '-')}={getattr(args, f'{stack}_{name}')}" for stack in ("encoder", "decoder")
+          for name in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")),
+    ]  # fmt: skip
+    training = [
+        *common, *shape, "--finetune-from-model", str(subnet), "--save-dir", str(further), "--optimizer", "adam",
+        "--lr", "0.001", "--max-tokens", "300", "--max-update", "2", "--criterion", "label_smoothed_cross_entropy",
+        "--no-epoch-checkpoints",
+    ]  # fmt: skip
+    trained = str(further / "checkpoint_last.pt")
+    _, alone, tuned, ensemble = stock_fairseq(
+        [
+            ("train", training),
+            ("generate", generation),
+            ("generate", stock_generate_flags(corpus.bin, trained, "en-de")),
+            ("generate", stock_generate_flags(corpus.bin, f"{subnet}:{trained}", "en-de")),
+        ]
+    )
+    before, after = load(subnet)["model"], load(Path(trained))["model"]
+    changes = [(before[name] - after[name]).abs().max().item() for name in before]
+    # Two small steps away from where the subnet was, and not from somewhere else.
+    assert 0 < max(changes) < 0.01
+    assert alone.keys() == tuned.keys() == ensemble.keys()
+    assert [score for score, _ in alone.values()] != [score for score, _ in ensemble.values()]
+
+
+@pytest.mark.parametrize("flags", [DEFAULT, (UNSHARED,)], ids=["shared", "separate"])
+def test_subnets_of_a_fixed_dictionary_bring_it_along(
+    corpus: Corpus, trained: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *flags)
+
+    def fix(state: Any) -> None:
+        state["cfg"]["task"].fixed_dictionary = str(tmp_path / "dict.txt")
+
+    (tmp_path / "dict.txt").write_text((corpus.bin / "dict.en.txt").read_text())
+    fixed = rewrite(path, tmp_path / "fixed.pt", fix)
+    (tmp_path / "empty").mkdir()
+    directory = tmp_path / "out" / "en-de"
+    from taskmoe_plugin.cli.extract_subnet import main
+
+    main(
+        [str(tmp_path / "empty"), "--path", str(fixed), "--lang-pairs", "en-de", "--output-dir", str(tmp_path / "out")]
+    )
+    assert (directory / "dict.en.txt").read_text() == (corpus.bin / "dict.en.txt").read_text()
+    assert load(directory / "model.pt")["cfg"]["task"].fixed_dictionary is None
