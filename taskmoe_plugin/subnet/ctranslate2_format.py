@@ -154,7 +154,7 @@ class _Builder:
     def _attention(self, spec: Any, prefix: str, fused: tuple[str, ...]) -> None:
         for linear, letters in zip(spec.linear, fused):
             for part in ("weight", "bias"):
-                tensors = [self._tensor(f"{prefix}.{letter}_proj.{part}") for letter in letters]
+                tensors = [self.weights.pop(f"{prefix}.{letter}_proj.{part}").float() for letter in letters]
                 setattr(linear, part, torch.cat(tensors))
         self._linear(spec.linear[-1], prefix + ".out_proj")
 

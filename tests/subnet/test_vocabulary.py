@@ -131,7 +131,7 @@ def test_text_that_was_spelled_with_other_pieces_can_be_spelled_with_those_that_
         "".join(f"{first}{second} haus baum {first}\n" for first in "abcdefg" for second in "hijklmnop") * 9
     )
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(tmp_path / "spm"), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+        input=str(text), model_prefix=str(tmp_path / "spm"), vocab_size=60, model_type="bpe", minloglevel=2
     )
     model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
     full = vocabulary(*(model.id_to_piece(index) for index in range(3, model.get_piece_size())))
