@@ -35,7 +35,8 @@ def translate(model: Path, sentencepiece_model: Path, lines: list[str], beam: in
     outputs = [result.hypotheses[0] for result in results]
     # fairseq, too, counts the language token and the sentence's end.
     tokens = sum(len(output) + 1 for output in outputs)
-    print(f"Translated {len(lines):,} sentences ({tokens:,} tokens) in {seconds:.1f}s ({tokens / seconds:.2f} tokens/s)")
+    rate = tokens / seconds
+    print(f"Translated {len(lines):,} sentences ({tokens:,} tokens) in {seconds:.1f}s ({rate:.2f} tokens/s)")
     return [str(pieces.decode(output[len(prefixes["target"]) :])) for output in outputs]
 
 

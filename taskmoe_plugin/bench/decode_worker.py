@@ -42,7 +42,7 @@ def set_up(message: Message) -> Any:
         model.eval()
         if message["even_gates"]:
             for router in (each for each in model.modules() if isinstance(each, TokenRouter)):
-                router.gate = EvenGate(router.num_experts)
+                router.register_module("gate", EvenGate(router.num_experts))
         model.prepare_for_inference_(cfg)
     generation = GenerationConfig(beam=message["beam"])
     if message["length"]:
