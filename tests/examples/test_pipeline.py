@@ -35,7 +35,7 @@ def run_all(folder: Path, **changes: str):
         "WORK_DIR": str(folder / "work"),
         "LANGS": "en,de",
         "LANG_PAIRS": "en-de,de-en",
-        "VOCABULARY_SIZE": "50",
+        "VOCABULARY_SIZE": "38",
         "MAX_UPDATE": "3",
         "OMP_NUM_THREADS": "1",
     }
@@ -57,7 +57,7 @@ def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(fol
     assert second.stdout.splitlines()[-4:] == first.stdout.splitlines()[-4:]
     assert written == {path: path.stat().st_mtime_ns for path in written}
 
-    other = run_all(folder, VOCABULARY_SIZE="45")
+    other = run_all(folder, VOCABULARY_SIZE="36")
     assert other.returncode == 1
     assert other.stderr.splitlines()[-1].startswith(f"run.sh: error: {folder}/work: made with other settings")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,8 @@ extract.Verifier.verify = lambda *args: (print("verifying", flush=True), time.sl
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background, a shell has them ignore SIGINT, which children inherit.
+        preexec_fn=partial(signal.signal, kind, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "verifying\n"
