@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from taskmoe_plugin.parallel.shards import (
     ExpertShards,
     absent_parameters,
     expert_of,
-    shard_files,
+    make_manifest,
     write_shard,
 )
 
@@ -44,7 +43,11 @@ class ExpertSaver:
         self._optimizer = optimizer.optimizer
         self._optimizer.consolidate_state_dict = self.save
         self._optimizer.register_state_dict_post_hook(self._without_experts)
-        self._parameters = list(named_parameters(model, optimizer))
+        numbered, absent = numbered_parameters(model, optimizer), absent_parameters(model)
+        self._experts = {number for name, (number, _) in numbered.items() if expert_of(name) is not None}
+        self._held = {
+            name: each for name, each in numbered.items() if expert_of(name) is not None and name not in absent
+        }
 
     def save(self) -> None:
         """Write this process's experts, and wait until all processes have; a collective."""
@@ -53,24 +56,22 @@ class ExpertSaver:
             # fairseq saves what it can of a crash. The other processes may be elsewhere, and would wait for each other.
             return
         rank, size = distributed_utils.get_rank(self.group), distributed_utils.get_world_size(self.group)
-        files = shard_files(self._new_save(), size)
-        path = self.directory / files[rank]
-        absent = absent_parameters(self.model)
-        held = [(name, each) for name, each in self._parameters if expert_of(name) is not None and name not in absent]
         weights = dict(self.model.named_parameters())
-        problem = None
+        manifest = make_manifest(self._new_save(), size, self.experts, self._held)
+        path, problem = self.directory / manifest["files"][rank], None
         try:
             write_shard(
                 path,
-                files[rank],
-                {name: weights[name].detach().cpu() for name, _ in held},
-                {name: on(self._optimizer.state.get(each, {}), "cpu") for name, each in held},
+                manifest["files"][rank],
+                {name: weights[name].detach().cpu() for name in self._held},
+                {name: on(self._optimizer.state.get(each, {}), "cpu") for name, (_, each) in self._held.items()},
+                {name: number for name, (number, _) in self._held.items()},
             )
         except OSError as error:
             problem = error.strerror
         if self._sum(int(problem is not None)):
             failure(f"{path}: cannot be written ({problem or 'by another process'}); earlier checkpoints are complete")
-        self.manifest = {"experts": self.experts, "files": files}
+        self.manifest = manifest
 
     def _new_save(self) -> str:
         # Random rather than counted: a run that starts again from an older checkpoint must not write over newer files.
@@ -83,15 +84,14 @@ class ExpertSaver:
         return int(total)
 
     def _without_experts(self, _: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-        experts = {number for number, (name, _) in enumerate(self._parameters) if expert_of(name) is not None}
-        shared = {number: state for number, state in state_dict["state"].items() if number not in experts}
+        shared = {number: state for number, state in state_dict["state"].items() if number not in self._experts}
         return {**state_dict, "state": shared}
 
 
-def named_parameters(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters of a fairseq optimizer, which may be copies of a model's, with the model's names for them."""
+def numbered_parameters(model: nn.Module, optimizer: Any) -> dict[str, tuple[int, torch.Tensor]]:
+    """The parameters of a fairseq optimizer, by the model's names: their numbers, and they or their copies."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return zip(names, optimizer.params)
+    return dict(zip(names, enumerate(optimizer.params)))
 
 
 def restore_state(model: nn.Module, optimizer: Any, shards: ExpertShards | None) -> None:
@@ -106,10 +106,10 @@ def restore_state(model: nn.Module, optimizer: Any, shards: ExpertShards | None)
     if not states:
         return
     absent = absent_parameters(model)
-    for name, parameter in named_parameters(model, optimizer):
+    for name, (_, parameter) in numbered_parameters(model, optimizer).items():
         if name in absent:
             states.pop(parameter, None)
-        elif shards is not None and expert_of(name) is not None:
+        elif shards is not None and name in shards:
             states[parameter] = on(shards.optimizer_state(name), parameter.device)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,41 @@ from torch import Tensor, nn
 from taskmoe_plugin.errors import failure
 from taskmoe_plugin.moe import AbsentExpert, held_by
 
-KEY = "expert_shards"  # in a checkpoint's model: {"experts": E, "files": [one for each process]}
+KEY = "expert_shards"  # among the tensors of a checkpoint's model: its manifest
 FOLDER = "experts"
-_EXPERT = re.compile(r"\.moe\.experts\.(\d+)\.")
+BROKEN = "truncated or corrupted"
+_EXPERT = re.compile(r"(?<=\.moe\.experts\.)\d+(?=\.)")
 
 
 def expert_of(name: str) -> int | None:
     """The global index of the expert that a parameter belongs to; None if it is no expert's."""
     found = _EXPERT.search(name)
-    return int(found[1]) if found else None
+    return int(found[0]) if found else None
 
 
-def shard_files(save: str, processes: int) -> list[str]:
-    """The files of one save, relative to the checkpoint's directory, in the order of the processes."""
-    return [f"{FOLDER}/{save}-{process}of{processes}.pt" for process in range(processes)]
+def make_manifest(save: str, processes: int, experts: int, names: Iterable[str]) -> dict[str, Any]:
+    """What a checkpoint says of its experts.
+
+    Args:
+        save: a name that no other save has.
+        processes: W, over which the experts are spread.
+        experts: E, the experts of each layer.
+        names: the names of the parameters of one process's experts.
+
+    Returns:
+        ``experts`` is E; ``files``, the files of the processes, relative to the checkpoint's directory;
+        ``parameters``, the names of all experts' parameters, with {} in place of the expert's index.
+    """
+    return {
+        "experts": experts,
+        "files": [f"{FOLDER}/{save}-{process}of{processes}.pt" for process in range(processes)],
+        "parameters": list(dict.fromkeys(_EXPERT.sub("{}", name) for name in names)),
+    }
 
 
-def write_shard(path: Path, file: str, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
+def write_shard(
+    path: Path, file: str, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any], numbers: Mapping[str, int]
+) -> None:
     """Write one process's file, under a temporary name until it is complete.
 
     Args:
@@ -45,11 +63,22 @@ def write_shard(path: Path, file: str, weights: Mapping[str, Tensor], optimizer:
         file: its name in the checkpoint, which it carries so that it cannot be taken for another.
         weights: the weights of its experts by name.
         optimizer: their optimizer state by name.
+        numbers: their numbers among all parameters, by which the checkpoint knows the optimizer state of the others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    torch.save({"file": file, "model": dict(weights), "optimizer": dict(optimizer)}, temporary)
+    contents = {"file": file, "model": dict(weights), "optimizer": dict(optimizer), "numbers": dict(numbers)}
+    torch.save(contents, temporary)
     temporary.replace(path)
+
+
+def exact_offsets() -> AbstractContextManager[Any]:
+    """Within the context PyTorch computes where tensors are in a file, rather than look each of them up in it."""
+    try:
+        from torch.utils.serialization import config
+    except ImportError:  # before PyTorch 2.7
+        return nullcontext()
+    return config.patch({"load.calculate_storage_offsets": True})  # type: ignore[no-any-return, attr-defined]
 
 
 def load_mapped(path: Path) -> Any:
@@ -59,15 +88,17 @@ def load_mapped(path: Path) -> Any:
         ValueError: it is truncated, broken or unsafe; the text says which.
     """
     try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with exact_offsets():
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError("holds Python objects that safe loading refuses") from error
+        unsafe = re.search("Unsupported (global|class)", str(error)) is not None
+        raise ValueError("holds Python objects that safe loading refuses" if unsafe else BROKEN) from error
     except (RuntimeError, OSError, EOFError, KeyError) as error:
-        raise ValueError("truncated or corrupted") from error
+        raise ValueError(BROKEN) from error
 
 
-class ExpertShards:
-    """The experts of one checkpoint, read from their files one tensor at a time.
+class ExpertShards(Mapping[str, Tensor]):
+    """The parameters of the experts of one checkpoint, by name. They stay on disk.
 
     A file is opened when the first of its experts is asked for.
 
@@ -79,6 +110,7 @@ class ExpertShards:
     def __init__(self, manifest: Mapping[str, Any], directories: Iterable[Path]) -> None:
         self.experts: int = manifest["experts"]
         self.files: list[str] = manifest["files"]
+        self.parameters: list[str] = manifest["parameters"]
         candidates = list(dict.fromkeys(directories))
         missing = {place: [file for file in self.files if not (place / file).is_file()] for place in candidates}
         self.directory = min(candidates, key=lambda place: len(missing[place]))
@@ -90,30 +122,29 @@ class ExpertShards:
             )
         self._opened: dict[int, dict[str, Any]] = {}
 
-    @cached_property
-    def names(self) -> list[str]:
-        """The names of all experts' parameters. Opens all files."""
-        return [name for process in range(len(self.files)) for name in self._shard(process)["model"]]
+    def __getitem__(self, name: str) -> Tensor:
+        return self._of(name)["model"][name]  # type: ignore[no-any-return]
 
-    def tensor(self, name: str) -> Tensor:
-        """A parameter of an expert, still on disk."""
-        return self._of(name, "model")  # type: ignore[no-any-return]
+    def __iter__(self) -> Iterator[str]:
+        return (pattern.format(expert) for pattern in self.parameters for expert in range(self.experts))
+
+    def __len__(self) -> int:
+        return self.experts * len(self.parameters)
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
-        """The optimizer state of a parameter of an expert, still on disk; empty if it has none."""
-        return self._of(name, "optimizer", {})  # type: ignore[no-any-return]
+        """The optimizer state of a parameter, still on disk; empty if it has none."""
+        return self._of(name)["optimizer"][name]  # type: ignore[no-any-return]
 
-    def close(self) -> None:
-        """Let go of the files that are open."""
-        self._opened.clear()
+    def number(self, name: str) -> int:
+        """The number of a parameter among all parameters, those that are no experts' included."""
+        return self._of(name)["numbers"][name]  # type: ignore[no-any-return]
 
-    def _of(self, name: str, part: str, default: Any = None) -> Any:
+    def _of(self, name: str) -> dict[str, Any]:
         expert, processes = expert_of(name), len(self.files)
-        holders = [each for each in range(processes) if expert in held_by(each, processes, self.experts)]
-        found = self._shard(holders[0])[part].get(name, default) if holders else None
-        if found is None:
-            failure(f"{self.directory / FOLDER}: no {name}; give the model's flags that the checkpoint was saved with")
-        return found
+        if expert is None or expert >= self.experts or _EXPERT.sub("{}", name) not in self.parameters:
+            raise KeyError(name)
+        (holder,) = (each for each in range(processes) if expert in held_by(each, processes, self.experts))
+        return self._shard(holder)
 
     def _shard(self, process: int) -> dict[str, Any]:
         if process not in self._opened:
@@ -188,6 +219,6 @@ def with_experts(
     for name in names:
         if name in absent:
             state[name] = model.get_parameter(name).detach()
-        elif shards is not None:
-            state[name] = shards.tensor(name)
+        elif shards is not None and name in shards:
+            state[name] = shards[name]
     return state, shards

@@ -6,8 +6,8 @@ import hashlib
 import pickle
 import re
 from argparse import Namespace
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor
 
+from taskmoe_plugin.parallel.shards import KEY, ExpertShards, exact_offsets
 from taskmoe_plugin.subnet import pages
 from taskmoe_plugin.subnet.errors import SubnetError
 
@@ -30,7 +31,6 @@ class MappedTensors:
         self.path = path
         self.tied = tied
         self._tensors = tensors
-        pages.disable_readahead(tensors.values())
 
     def names(self) -> list[str]:
         """The names of all tensors."""
@@ -103,24 +103,20 @@ class Checkpoint:
             raise SubnetError(f"--path {path}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
         args: Any = cfg.get("model")
         _check_model(path, args)
-        tensors = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
+        own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
+        pages.disable_readahead(own.values())
+        tensors: Mapping[str, Tensor] = own
+        if KEY in state["model"]:
+            # Of the files that hold the experts, only those are opened whose experts are asked for.
+            tensors = ChainMap(own, ExpertShards(state["model"][KEY], [path.absolute().parent]))  # type: ignore[arg-type]
         return cls(path, cfg, state["optimizer_history"], MappedTensors(path, tensors, _tied(args)))
-
-
-def _exact_offsets() -> AbstractContextManager[Any]:
-    # Otherwise PyTorch looks every tensor's place up in the file, and with read-ahead that is most of the file.
-    try:
-        from torch.utils.serialization import config
-    except ImportError:  # before PyTorch 2.7
-        return nullcontext()
-    return config.patch({"load.calculate_storage_offsets": True})  # type: ignore[attr-defined, no-any-return]
 
 
 def _load(path: Path) -> Any:
     if not path.is_file():
         raise SubnetError(f"--path {path}: no such file; give a checkpoint_*.pt that training wrote")
     try:
-        with _exact_offsets():
+        with exact_offsets():
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         unsafe = next((line for line in str(error).splitlines() if re.search("Unsupported (global|class)", line)), None)

@@ -17,7 +17,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
 
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import failure, usage_error
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.gradients import fill_missing_gradients
@@ -181,7 +181,16 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if optimizer is not self.optimizer:
             self.optimizer = optimizer
             prepare_optimizer(model, optimizer, self.args)
-        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
+        try:
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
+        except RuntimeError as error:
+            if model.parallel is None or "out of memory" not in str(error):
+                raise
+            # fairseq would leave the batch out, and the others wait forever for this process's part in it.
+            failure(
+                f"--max-tokens {self.args.max_tokens}: process {model.parallel.rank} ran out of memory, and the others "
+                "cannot go on without its experts; give fewer tokens, and start again from the last checkpoint"
+            )
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         fill_missing_gradients(optimizer)

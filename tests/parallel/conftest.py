@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.helpers.corpus import Corpus
+from tests.parallel.jobs import reshard, train_scenarios
 from tests.parallel.processes import finish, started
-from tests.parallel.scenarios import SCENARIOS
-from tests.parallel.training import make_trainer, run_updates, write_groups
+from tests.parallel.scenarios import RESHARDED, SCENARIOS, STAGES
+from tests.parallel.training import make_trainer, run_stage, run_updates, write_groups
 
 PROCESSES = 2
 
@@ -34,7 +35,7 @@ def trained(corpus: Corpus) -> Trained:
     """All scenarios, trained on one process and on two."""
     write_groups(corpus)
     directory = corpus.bin.parent
-    with started("tests.parallel.worker", PROCESSES, directory) as running:
+    with started(train_scenarios, PROCESSES, directory) as running:
         alone = {
             name: run_updates(make_trainer(corpus, scenario, 1, 0), scenario.updates, 1, 0)
             for name, scenario in SCENARIOS.items()
@@ -42,3 +43,19 @@ def trained(corpus: Corpus) -> Trained:
         finish(running)
     together = [torch.load(directory / f"results-{rank}.pt") for rank in range(PROCESSES)]
     return Trained(alone, together)
+
+
+@pytest.fixture(scope="session")
+def unbroken(corpus: Corpus) -> dict[str, list[dict[str, Any]]]:
+    """RESHARDED on one process without a break; the stages of resharding have run as well."""
+    write_groups(corpus)
+    directory = corpus.bin.parent
+    run_stage(corpus, 0, 0)
+    for stage in (1, 2):
+        with started(reshard, STAGES[stage][0], directory, stage) as running:
+            finish(running)
+    run_stage(corpus, 3, 0)
+    return {
+        name: run_updates(make_trainer(corpus, scenario, 1, 0), scenario.updates, 1, 0)
+        for name, scenario in RESHARDED.items()
+    }

@@ -1,47 +1,61 @@
-"""Starting several real processes and waiting for them."""
+"""Several real processes, forked from one that has imported everything: importing takes fairseq ten seconds."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 240  # seconds
+import torch
+from torch import distributed as dist
 
-
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+PATIENCE = 900  # seconds
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.parallel.jobs"])
 
 
 @contextmanager
-def started(module: str, processes: int, *args: Any) -> Iterator[list[subprocess.Popen[str]]]:
-    """Run ``python -m module RANK PROCESSES PORT args...`` for every rank; all are killed when the context ends."""
-    port = free_port()
-    commands = [[sys.executable, "-m", module, *map(str, (rank, processes, port, *args))] for rank in range(processes)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "LOGLEVEL": "ERROR"}
+def started(job: Callable[..., None], processes: int, directory: Path, *args: Any) -> Iterator[Sequence[BaseProcess]]:
+    """Run ``job(rank, processes, directory, *args)`` in processes of one group; they are killed when the context ends.
+
+    Args:
+        job: a function of a module.
+        processes: how many.
+        directory: where they meet and leave their results.
+        args: for the job.
+    """
+    meeting = directory / f"meeting-{uuid4().hex}"
     running = [
-        subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for command in commands
+        _context.Process(target=_run, args=(job, meeting, rank, processes, directory, *args))
+        for rank in range(processes)
     ]
+    for process in running:
+        process.start()
     try:
         yield running
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            process.join()
 
 
-def finish(running: Sequence[subprocess.Popen[str]]) -> list[str]:
-    """Wait for processes that must succeed; returns what each printed."""
-    outputs = [process.communicate(timeout=PATIENCE)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * len(running), "\n".join(outputs)
-    return outputs
+def finish(running: Sequence[BaseProcess]) -> None:
+    """Wait for processes that must succeed."""
+    for process in running:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in running] == [0] * len(running), "what went wrong is printed above"
+
+
+def _run(job: Callable[..., None], meeting: Path, rank: int, processes: int, *args: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes)
+    try:
+        job(rank, processes, *args)
+    except BaseException:
+        traceback.print_exc()
+        raise

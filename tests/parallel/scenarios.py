@@ -66,6 +66,16 @@ def _by_routing() -> dict[str, Scenario]:
 
 TOKEN, TASK = _routed("token", "token"), _routed("source", "target")
 STATIC = {**TASK, "moe_task_gate": "static", "moe_top_k": 1}
+# Updates on 1, 2, 4 and 1 processes, saved and loaded in between; and on one process all the time.
+RESHARDED = {
+    "adam": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), STATIC, ADAM),
+    "nag": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TOKEN, ("--optimizer", "nag", "--lr", 0.01)),
+    "memory-efficient-bf16": Scenario(
+        (EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TASK, (*ADAM, "--clip-norm", 0.3, "--memory-efficient-bf16")
+    ),
+}
+STAGES = ((1, slice(0, 2)), (2, slice(2, 3)), (4, slice(3, 4)), (1, slice(4, 5)))
+
 SCENARIOS = {
     **_by_routing(),
     "capacity": Scenario((EVEN, UNEVEN, FILLER), {**TOKEN, "moe_capacity_factor": 0.5}, double=True),

@@ -6,10 +6,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fairseq import tasks, utils
+from fairseq import checkpoint_utils, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
@@ -20,7 +22,7 @@ from torch import Tensor
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import GROUPS, LANGS, Row, dictionary, padded
 from tests.helpers.tasks import make_args
-from tests.parallel.scenarios import Scenario
+from tests.parallel.scenarios import RESHARDED, STAGES, Scenario
 
 SMALL = [
     str(each)
@@ -62,15 +64,19 @@ def configuration(corpus: Corpus, processes: int, rank: int, *flags: Any) -> Any
     """The configuration that fairseq-train makes of its arguments, which takes it a second."""
     args = make_args(
         corpus, *COMMON, "--moe-task-groups", corpus.raw / "groups.tsv", "--distributed-world-size", processes,
-        "--distributed-rank", rank, "--distributed-no-spawn", "--max-tokens", 1000, *flags,
+        "--distributed-rank", rank, "--distributed-no-spawn", "--max-tokens", 1000, "--no-epoch-checkpoints", *flags,
     )  # fmt: skip
     return convert_namespace_to_omegaconf(args)
 
 
-def make_trainer(corpus: Corpus, scenario: Scenario, processes: int, rank: int) -> Trainer:
+def make_trainer(
+    corpus: Corpus, scenario: Scenario, processes: int, rank: int, save_dir: Path | None = None
+) -> Trainer:
     """A trainer of the scenario's model, with the initial weights that every number of processes gives it."""
     cfg = deepcopy(configuration(corpus, processes, rank, *scenario.training))
-    flags = {**scenario.model, "moe_expert_parallel": scenario.spread}
+    directory = str(save_dir or corpus.bin.parent / "unused")
+    flags = {**scenario.model, "moe_expert_parallel": scenario.spread, "save_dir": directory}
+    cfg.checkpoint.save_dir = directory
     with flag_override(cfg, "allow_objects", True):
         cfg.model, cfg.task = (Namespace(**{**vars(part), **flags}) for part in (cfg.model, cfg.task))
     utils.set_torch_seed(cfg.common.seed)
@@ -148,3 +154,46 @@ def tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 def _is_held(name: str, parameter: Tensor, trainer: Trainer) -> bool:
     return ".experts." not in name or parameter.numel() > 1
+
+
+def save_as_fairseq(trainer: Trainer, epoch: int) -> None:
+    """Save ``checkpoint_best.pt`` and ``checkpoint_last.pt`` as fairseq does at the end of an epoch."""
+    position = {"epoch": epoch, "iterations_in_epoch": 1, "version": 2}
+    iterator = SimpleNamespace(epoch=epoch, end_of_epoch=lambda: True, state_dict=lambda: position)
+    # fairseq keeps the best loss of a process here; losses that fall make every checkpoint the best.
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    path = checkpoint_utils.save_checkpoint(trainer.cfg.checkpoint, trainer, iterator, 1.0 / epoch)
+    if path is not None:
+        trainer.task.post_save(path, epoch)
+
+
+def run_stage(corpus: Corpus, stage: int, rank: int) -> None:
+    """One of STAGES for each of RESHARDED, from the checkpoint of the stage before to one of its own."""
+    processes, updates = STAGES[stage]
+    for name, scenario in RESHARDED.items():
+        source, target = (stage_directory(corpus, name, each) for each in (stage - 1, stage))
+        target.mkdir(parents=True, exist_ok=True)
+        trainer = make_trainer(corpus, scenario, processes, rank, target)
+        if stage > 0:
+            trainer.get_model().directories = [source]
+            trainer.load_checkpoint(str(source / "checkpoint_last.pt"))
+        result = run_updates(trainer, spread_over(scenario.updates[updates], processes), processes, rank)
+        torch.save(result, target / f"result-{rank}")
+        save_as_fairseq(trainer, stage + 1)
+
+
+def stage_directory(corpus: Corpus, name: str, stage: int) -> Path:
+    """Where a stage saves."""
+    return corpus.bin.parent / "stages" / name / str(stage)
+
+
+def spread_over(updates: Any, processes: int) -> Any:
+    """The same batches for another number of processes."""
+    return [
+        tuple(_deal([row for batch in part for row in batch or ()], processes) for part in update) for update in updates
+    ]
+
+
+def _deal(all_rows: list[Row], processes: int) -> tuple[tuple[Row, ...], ...]:
+    each = -(-len(all_rows) // processes)
+    return tuple(tuple(all_rows[each * rank : each * (rank + 1)]) for rank in range(processes))

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.corpus import PAIRS, Corpus
-from tests.helpers.models import ROUTINGS
 from tests.helpers.training import generate, routing_flags, train
 
-# Each encoder routing with itself, with the default of the decoder, and with a neighbour.
-COMBINATIONS = sorted(
-    {(each, other) for index, each in enumerate(ROUTINGS) for other in (each, "target", ROUTINGS[index - 1])}
-)
+# The routings of TaskMoE's table 1, and with them each of ours in each stack.
+COMBINATIONS = [
+    ("token", "token"), ("sentence", "sentence"), ("pair", "pair"), ("target", "target"), ("pair", "token"),
+    ("target", "token"), ("token", "pair"), ("token", "target"),
+    ("source", "target"), ("source", "source"), ("source", "group"), ("group", "group"), ("group", "sentence"),
+    ("sentence", "target"),
+]  # fmt: skip
 LOGGED = ("balance_loss", "gate_entropy", "experts_in_use", "dropped")
 
 
@@ -40,6 +42,7 @@ def test_a_model_trains_and_translates(corpus: Corpus, tmp_path: Path, routing: 
     "flags",
     [
         ("--moe-task-gate", "static"),
+        ("--moe-task-gate", "static", "--encoder-moe-routing", "pair", "--decoder-moe-routing", "pair"),
         ("--moe-top-k", 1, "--moe-router-jitter", 0.01),
         ("--moe-top-k", 4, "--moe-expert-dropout", 0.2, "--moe-z-loss-wt", 0.001),
         ("--encoder-moe-freq", 0),
