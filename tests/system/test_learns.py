@@ -13,9 +13,7 @@ from sacrebleu import corpus_bleu
 from tests.helpers import numbers
 from tests.helpers.commands import USER_DIR, run
 from tests.helpers.corpus import Corpus
-from tests.helpers.numbers import binarize_pieces, write_numbers
-
-SHARED_TEXT = Path(__file__).parents[3] / "shared" / "data" / "multi30k"
+from tests.helpers.numbers import write_numbers
 
 
 def flags(corpus: Corpus, langs: Sequence[str], pairs: Sequence[str], *more: Any) -> list[Any]:
@@ -95,19 +93,3 @@ def test_it_is_the_gates_that_know_the_language(corpus: Corpus, common: list[Any
     scores = bleu(corpus, common, with_other_tasks(path, tmp_path / "other.pt"), numbers.PAIRS)
     print(scores)
     assert max(scores.values()) < 20, scores
-
-
-@pytest.mark.skipif(not SHARED_TEXT.is_dir(), reason="the text is not part of the project")
-def test_a_model_learns_real_text(tmp_path: Path) -> None:
-    corpus, pairs = Corpus(tmp_path / "raw", tmp_path / "bin"), ("de-en", "fr-en")
-    corpus.raw.mkdir()
-    for lang in ("en", "de", "fr"):
-        for split, count in (("train", 12_000), ("valid", 100), ("test", 200)):
-            lines = (SHARED_TEXT / f"{split}.{lang}").read_text(encoding="utf-8").splitlines()[:count]
-            (corpus.raw / f"{split}.{lang}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    binarize_pieces(corpus, ["en-de", "en-fr"], 2000)
-    common = flags(corpus, ("en", "de", "fr"), pairs, "--encoder-langtok", "src", "--decoder-langtok")
-    schedule = ("--lr", 0.004, "--warmup-updates", 200, "--max-update", 700, "--max-tokens", 2000)
-    scores = bleu(corpus, common, fit(common, tmp_path, *schedule), pairs)
-    print(scores)
-    assert min(scores.values()) > 4, scores
