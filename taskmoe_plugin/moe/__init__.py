@@ -23,6 +23,7 @@ from taskmoe_plugin.moe.routers import (
     read_tables,
     top_k_gates,
 )
+from taskmoe_plugin.moe.usage import Usage, count_usage, counted_usage
 
 __all__ = [
     "AbsentExpert",
@@ -40,7 +41,10 @@ __all__ = [
     "TaskRouter",
     "TokenBatch",
     "TokenRouter",
+    "Usage",
     "balance_loss",
+    "count_usage",
+    "counted_usage",
     "expert_capacity",
     "expert_load",
     "experts_in_use",

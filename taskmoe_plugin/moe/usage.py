@@ -1,0 +1,108 @@
+"""Which experts the tasks use: for people to look at, not for training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskmoe_plugin.moe.batch import RoutedBatch
+from taskmoe_plugin.moe.layer import MoELayer, MoERecord
+from taskmoe_plugin.moe.routers import Gates
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How the tasks use the experts of one MoE layer.
+
+    Attributes:
+        weight: (tasks, E) fp32, the mean over a task's tokens of the weight that each expert has, 0 where it is not
+            chosen. Rows sum to 1 for top-k > 1; for top-1 they sum to the mean probability of the chosen expert.
+        load: (tasks, E) fp32, the share of a task's assignments that each expert gets, before any are dropped. Rows
+            sum to 1, to 0 for a task without tokens.
+        share: (tasks,) fp32 summing to 1, each task's share of the tokens.
+    """
+
+    weight: Tensor
+    load: Tensor
+    share: Tensor
+
+    @classmethod
+    def of_table(cls, gates: Gates, share: Tensor) -> Usage:
+        """The usage of a layer whose gates are a table of tasks.
+
+        Args:
+            gates: gates of all tasks.
+            share: (tasks,), each task's share of the training tokens.
+        """
+        tasks, num_experts = gates.probs.shape
+        sums = count_usage(gates.experts, gates.weights, torch.arange(tasks, device=share.device), tasks, num_experts)
+        return cls(*_means(sums, gates.experts.size(1)), share / share.sum())
+
+    @classmethod
+    def of_counts(cls, sums: Tensor, top_k: int) -> Usage:
+        """The usage that ``count_usage`` counted, perhaps over many batches of a layer with K = ``top_k``."""
+        assignments = sums[..., 1].sum(dim=1)
+        return cls(*_means(sums, top_k), assignments / assignments.sum().clamp(min=1))
+
+    @property
+    def expert_load(self) -> Tensor:
+        """(E,) fp32 summing to 1, the share of all assignments that each expert gets."""
+        return self.share @ self.load
+
+
+def _means(sums: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    weight, count = sums.unbind(dim=-1)
+    assignments = count.sum(dim=1, keepdim=True).clamp(min=1)
+    return weight / (assignments / top_k), count / assignments
+
+
+def count_usage(experts: Tensor, weights: Tensor, task: Tensor, tasks: int, num_experts: int) -> Tensor:
+    """(tasks, E, 2) fp32: for each task and expert the sum of gate weights and the number of assignments.
+
+    Args:
+        experts: (N, K) int64, the experts of each token.
+        weights: (N, K) fp32, their weights.
+        task: (N,) int64, the task of each token.
+        tasks: number of tasks.
+        num_experts: E.
+    """
+    place = (task.unsqueeze(1) * num_experts + experts).flatten()
+    each = torch.stack([weights.flatten(), torch.ones_like(weights).flatten()], dim=1)
+    return each.new_zeros(tasks * num_experts, 2).index_add(0, place, each).view(tasks, num_experts, 2)
+
+
+@contextmanager
+def counted_usage(layers: Sequence[MoELayer], task: Tensor, tasks: int) -> Iterator[list[Tensor]]:
+    """Within the context, sums for each layer what ``count_usage`` gives of every pass through it.
+
+    Args:
+        layers: the layers, perhaps of several stacks.
+        task: (B,) int64, the task of each row of the batches that pass.
+        tasks: number of tasks. They need not be those that the layers route by, if they route by any.
+    """
+    sums = [torch.zeros(tasks, layer.router.num_experts, 2, device=task.device) for layer in layers]
+    with ExitStack() as stack:
+        for layer, total in zip(layers, sums):
+            stack.callback(layer.register_forward_hook(_Count(total, task)).remove)
+        yield sums
+
+
+@dataclass(frozen=True)
+class _Count:
+    """A forward hook that adds a pass through a layer to a sum."""
+
+    total: Tensor
+    task: Tensor
+
+    def __call__(self, layer: MoELayer, args: tuple[Tensor, RoutedBatch], output: tuple[Tensor, MoERecord]) -> None:
+        batch, gates = args[1], output[1].gates
+        experts, weights = gates.experts, gates.weights.detach()
+        unit = layer.router.unit(batch)
+        if unit is not None:
+            experts, weights = experts[unit], weights[unit]
+        tasks, num_experts, _ = self.total.shape
+        self.total.add_(count_usage(experts, weights, self.task[batch.tokens.row], tasks, num_experts))
