@@ -5,7 +5,7 @@
 : "${LANGS:=en,de,es,pt,sv}"
 : "${LANG_PAIRS:=en-de,de-en,en-es,es-en,en-pt,pt-en,en-sv,sv-en}"
 : "${VOCABULARY_SIZE:=4000}"
-: "${MAX_UPDATE:=2600}"
+: "${MAX_UPDATE:=2000}"
 : "${WORKERS:=1}"
 : "${JOBS:=2}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
