@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from taskmoe_plugin.cli import bench, launch
+from taskmoe_plugin.cli import bench, consolidate, launch
 
 
 def build_parser() -> ArgumentParser:
@@ -16,6 +16,7 @@ def build_parser() -> ArgumentParser:
     user_dir = commands.add_parser("user-dir", help="print the directory to give to fairseq's --user-dir")
     user_dir.set_defaults(run=lambda args: print(Path(__file__).parents[1]))
     bench.add_parser(commands)
+    consolidate.add_parser(commands)
     launch.add_parser(commands)
     return parser
 

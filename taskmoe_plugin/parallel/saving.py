@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
 from torch import nn
 
@@ -42,7 +44,9 @@ class ExpertSaver:
         self.manifest: dict[str, Any] | None = None
         self._optimizer = optimizer.optimizer
         self._optimizer.consolidate_state_dict = self.save
-        self._optimizer.register_state_dict_post_hook(self._without_experts)
+        # PyTorch has a hook for this, but not in all versions.
+        whole_state: Callable[[], dict[str, Any]] = self._optimizer.state_dict
+        self._optimizer.state_dict = lambda: self._without_experts(whole_state())
         numbered, absent = numbered_parameters(model, optimizer), absent_parameters(model)
         self._experts = {number for name, (number, _) in numbered.items() if expert_of(name) is not None}
         self._held = {
@@ -63,8 +67,10 @@ class ExpertSaver:
             write_shard(
                 path,
                 manifest["files"][rank],
-                {name: weights[name].detach().cpu() for name in self._held},
-                {name: on(self._optimizer.state.get(each, {}), "cpu") for name, (_, each) in self._held.items()},
+                utils.move_to_cpu({name: weights[name].detach() for name in self._held}),
+                utils.move_to_cpu(
+                    {name: self._optimizer.state.get(each, {}) for name, (_, each) in self._held.items()}
+                ),
                 {name: number for name, (number, _) in self._held.items()},
             )
         except OSError as error:
@@ -83,7 +89,7 @@ class ExpertSaver:
         distributed_utils.all_reduce(total, group=self.group)
         return int(total)
 
-    def _without_experts(self, _: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    def _without_experts(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         shared = {number: state for number, state in state_dict["state"].items() if number not in self._experts}
         return {**state_dict, "state": shared}
 

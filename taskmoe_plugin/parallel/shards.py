@@ -100,7 +100,7 @@ def load_mapped(path: Path) -> Any:
 class ExpertShards(Mapping[str, Tensor]):
     """The parameters of the experts of one checkpoint, by name. They stay on disk.
 
-    A file is opened when the first of its experts is asked for.
+    A file is opened, and must be there, when the first of its experts is asked for.
 
     Args:
         manifest: what the checkpoint has under ``KEY``.
@@ -111,25 +111,32 @@ class ExpertShards(Mapping[str, Tensor]):
         self.experts: int = manifest["experts"]
         self.files: list[str] = manifest["files"]
         self.parameters: list[str] = manifest["parameters"]
-        candidates = list(dict.fromkeys(directories))
-        missing = {place: [file for file in self.files if not (place / file).is_file()] for place in candidates}
-        self.directory = min(candidates, key=lambda place: len(missing[place]))
-        if missing[self.directory]:
-            absent = missing[self.directory][0]
-            failure(
-                f"{self.directory / absent}: no such file, but the checkpoint has experts in it; "
-                f"put the folder '{FOLDER}' next to the checkpoint, or use another checkpoint"
-            )
+        self.directory = max(directories, key=lambda place: sum((place / file).is_file() for file in self.files))
         self._opened: dict[int, dict[str, Any]] = {}
+
+    def check_complete(self) -> None:
+        """Stop with an error that names a file if one of them is not there."""
+        for file in self.files:
+            self._find(file)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._of(name)["model"][name]  # type: ignore[no-any-return]
+
+    def __contains__(self, name: object) -> bool:
+        expert = expert_of(str(name))
+        return expert is not None and expert < self.experts and _EXPERT.sub("{}", str(name)) in self.parameters
 
     def __iter__(self) -> Iterator[str]:
         return (pattern.format(expert) for pattern in self.parameters for expert in range(self.experts))
 
     def __len__(self) -> int:
         return self.experts * len(self.parameters)
+
+    def alike(self, name: str) -> Tensor:
+        """A tensor of the shape and type of a parameter: as all experts are alike, of one whose file is open."""
+        process = next(iter(self._opened), 0)
+        first = held_by(process, len(self.files), self.experts)[0]
+        return self[_EXPERT.sub(str(first), name)]
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
         """The optimizer state of a parameter, still on disk; empty if it has none."""
@@ -141,15 +148,24 @@ class ExpertShards(Mapping[str, Tensor]):
 
     def _of(self, name: str) -> dict[str, Any]:
         expert, processes = expert_of(name), len(self.files)
-        if expert is None or expert >= self.experts or _EXPERT.sub("{}", name) not in self.parameters:
+        if expert is None or name not in self:
             raise KeyError(name)
         (holder,) = (each for each in range(processes) if expert in held_by(each, processes, self.experts))
         return self._shard(holder)
 
+    def _find(self, file: str) -> Path:
+        path = self.directory / file
+        if not path.is_file():
+            failure(
+                f"{path}: no such file, but the checkpoint has experts in it; put the folder '{FOLDER}' next to the "
+                "checkpoint, or use another checkpoint"
+            )
+        return path
+
     def _shard(self, process: int) -> dict[str, Any]:
         if process not in self._opened:
             file = self.files[process]
-            path = self.directory / file
+            path = self._find(file)
             try:
                 shard = load_mapped(path)
             except ValueError as error:
@@ -215,6 +231,8 @@ def with_experts(
     if names and manifest is None and not any(expert_of(name) is not None for name in state):
         failure("the checkpoint has no experts: it was written in a crash; use an earlier one")
     shards = ExpertShards(manifest, directories) if manifest is not None else None
+    if shards is not None:
+        shards.check_complete()
     absent = absent_parameters(model)
     for name in names:
         if name in absent:

@@ -25,12 +25,22 @@ TIED = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.ou
 
 
 class MappedTensors:
-    """The tensors of a model in a memory-mapped checkpoint; those that share weights are one."""
+    """The tensors of a model in a memory-mapped checkpoint; those that share weights are one.
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+    Args:
+        path: the checkpoint.
+        tensors: those that are in it.
+        tied: names of tensors that are the same as another one, and of that.
+        shards: the experts, if they are in files of their own; of these only those are opened that are asked for.
+    """
+
+    def __init__(
+        self, path: Path, tensors: dict[str, Tensor], tied: Mapping[str, str], shards: ExpertShards | None = None
+    ) -> None:
         self.path = path
         self.tied = tied
-        self._tensors = tensors
+        self._shards: Any = {} if shards is None else shards
+        self._tensors: Mapping[str, Tensor] = ChainMap(tensors, self._shards)
 
     def names(self) -> list[str]:
         """The names of all tensors."""
@@ -45,8 +55,12 @@ class MappedTensors:
         mapped = self.mapped(name)
         return pages.read(mapped) if rows is None else pages.read_rows(mapped, rows)
 
+    def alike(self, name: str) -> Tensor:
+        """A tensor on disk of the same shape and type as this one, which for experts may be another's."""
+        return self._shards.alike(name) if name in self._shards else self.mapped(name)
+
     def mapped(self, name: str) -> Tensor:
-        """A tensor that is still on disk: for its shape and type.
+        """A tensor that is still on disk.
 
         Raises:
             SubnetError: there is no tensor of this name.
@@ -105,11 +119,9 @@ class Checkpoint:
         _check_model(path, args)
         own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
         pages.disable_readahead(own.values())
-        tensors: Mapping[str, Tensor] = own
-        if KEY in state["model"]:
-            # Of the files that hold the experts, only those are opened whose experts are asked for.
-            tensors = ChainMap(own, ExpertShards(state["model"][KEY], [path.absolute().parent]))  # type: ignore[arg-type]
-        return cls(path, cfg, state["optimizer_history"], MappedTensors(path, tensors, _tied(args)))
+        manifest = state["model"].get(KEY)
+        shards = ExpertShards(manifest, [path.absolute().parent]) if manifest else None
+        return cls(path, cfg, state["optimizer_history"], MappedTensors(path, own, _tied(args), shards))
 
 
 def _load(path: Path) -> Any:

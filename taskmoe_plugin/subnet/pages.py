@@ -44,6 +44,13 @@ def disable_readahead(tensors: Iterable[Tensor]) -> None:
         _advise(min(start for start, _ in ranges), max(end for _, end in ranges), "MADV_RANDOM")
 
 
+def release(tensors: Iterable[Tensor]) -> None:
+    """Give back the pages of tensors of mapped files; they are read again when they are needed."""
+    for tensor in tensors:
+        if tensor.numel():
+            _advise(*_range(tensor), "MADV_DONTNEED")
+
+
 def read(tensor: Tensor) -> Tensor:
     """A copy in ordinary memory of a tensor of one or more dimensions that is part of a mapped file.
 

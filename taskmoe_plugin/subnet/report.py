@@ -30,7 +30,7 @@ class Size:
     def of_model(cls, tensors: MappedTensors) -> Size:
         """The size of the full model."""
         return cls._of(
-            tensors.mapped(name) for name in tensors.names() if _is_parameter(name) and name not in tensors.tied
+            tensors.alike(name) for name in tensors.names() if _is_parameter(name) and name not in tensors.tied
         )
 
     @classmethod

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from taskmoe_plugin.bench.workers import peak_bytes
+from taskmoe_plugin.moe import held_by
+from taskmoe_plugin.parallel.shards import make_manifest, write_shard
+from taskmoe_plugin.subnet.consolidate import consolidate
 from tests.helpers.corpus import Corpus
 from tests.parallel.scenarios import RESHARDED, SCENARIOS
 from tests.parallel.training import make_trainer, run_stage, run_updates, save_as_fairseq, tensors
@@ -142,3 +146,40 @@ def make_nan(model: Any) -> None:
 
 def _out_of_memory(**_: Any) -> None:
     raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+LARGE = 2048  # rows and columns of the weights of write_large
+
+
+def write_large(directory: Path) -> Path:
+    """A checkpoint of a made-up model of some 400 MB, with the optimizer's, whose experts are in two files."""
+    names = [f"encoder.layers.1.moe.experts.{expert}.fc1.weight" for expert in range(8)]
+    manifest = make_manifest("0", 2, len(names), names)
+    for process, file in enumerate(manifest["files"]):
+        held = {names[expert]: expert for expert in held_by(process, 2, len(names))}
+        weights = {name: torch.full((LARGE, LARGE), float(number)) for name, number in held.items()}
+        states = {name: {"exp_avg": weight + 1, "exp_avg_sq": weight + 2} for name, weight in weights.items()}
+        write_shard(directory / file, file, weights, states, held)
+    path = directory / "checkpoint_last.pt"
+    torch.save({"model": {"expert_shards": manifest}, "last_optimizer_state": {"state": {}}}, path)
+    return path
+
+
+def consolidate_large(rank: int, processes: int, directory: Path) -> None:
+    """Consolidate that, and write down by how many bytes the process grew at most."""
+    path = write_large(directory)
+    Path("/proc/self/clear_refs").write_text("5")  # forget how large it has been
+    before = peak_bytes()
+    consolidate(path, directory / "one.pt", optimizer=True, force=False)
+    (directory / "growth").write_text(str(peak_bytes() - before))
+    state = torch.load(directory / "one.pt", mmap=True, weights_only=True)
+    for number in range(8):
+        assert float(state["model"][f"encoder.layers.1.moe.experts.{number}.fc1.weight"][-1, -1]) == number
+        assert float(state["last_optimizer_state"]["state"][number]["exp_avg_sq"][-1, -1]) == number + 2
+
+
+def consolidate_killed(rank: int, processes: int, directory: Path) -> None:
+    """Consolidate that, and be killed before the file gets its name."""
+    path = write_large(directory)
+    KilledAt(2)  # the beginning and the middle of writing
+    consolidate(path, directory / "one.pt", optimizer=True, force=False)

@@ -1,0 +1,102 @@
+"""Putting a checkpoint whose experts are in several files into one file, tensor by tensor."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskmoe_plugin.parallel.shards import KEY, ExpertShards, load_mapped
+from taskmoe_plugin.subnet import pages
+from taskmoe_plugin.subnet.errors import SubnetError
+
+AT_ONCE = 16 << 20  # bytes
+
+
+def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
+    """Write a checkpoint as one process would have saved it.
+
+    Of its tensors no more than the largest and ``AT_ONCE`` bytes are in memory at a time. The new file has a temporary
+    name until it is complete.
+
+    Args:
+        path: a checkpoint that ``--moe-expert-parallel`` saved.
+        output: the file to write.
+        optimizer: whether it keeps the optimizer state.
+        force: whether the file may be replaced.
+
+    Raises:
+        SubnetError: a file is missing or broken, or has all experts already, or the new one cannot be written.
+    """
+    if output.exists() and not force:
+        raise SubnetError(f"--output {output}: exists; give --force to replace it")
+    state = _assemble(path, optimizer)
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        with _Releasing(temporary, list(_tensors(state))) as file:
+            torch.save(state, file)
+        temporary.replace(output)
+    except (OSError, RuntimeError) as error:
+        # PyTorch goes on to complain of the half-written file; why it is half-written is the error before that.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise SubnetError(f"--output {output}: cannot be written ({reason}); give another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _assemble(path: Path, optimizer: bool) -> dict[str, Any]:
+    """The checkpoint with all experts in it, its tensors still on disk."""
+    if not path.is_file():
+        raise SubnetError(f"{path}: no such file; give a checkpoint that --moe-expert-parallel saved")
+    try:
+        state = load_mapped(path)
+    except ValueError as error:
+        raise SubnetError(f"{path}: {error}; give another checkpoint") from error
+    manifest = state.get("model", {}).pop(KEY, None) if isinstance(state, dict) else None
+    if manifest is None:
+        raise SubnetError(f"{path}: has no experts in other files, so there is nothing to consolidate; use it as it is")
+    shards = ExpertShards(manifest, [path.absolute().parent])
+    shards.check_complete()
+    state["model"].update(shards)
+    last = state.get("last_optimizer_state")
+    if not optimizer:
+        state["last_optimizer_state"] = None
+    elif last is not None:
+        states = {shards.number(name): shards.optimizer_state(name) for name in shards}
+        last["state"].update({number: each for number, each in states.items() if each})
+    return state  # type: ignore[no-any-return]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
+class _Releasing(io.FileIO):
+    """A new file that from time to time gives back the pages of the mapped tensors that are being written to it.
+
+    Otherwise all that has been read of them would count as this process's memory.
+    """
+
+    def __init__(self, path: Path, tensors: list[Tensor]) -> None:
+        super().__init__(path, "w")
+        self._tensors = tensors
+        self._unreleased = 0
+
+    def write(self, data: Any) -> int:
+        """Write all of some bytes."""
+        left = memoryview(data)
+        while left:
+            left = left[super().write(left) :]
+        self._unreleased += len(data)
+        if self._unreleased > AT_ONCE:
+            pages.release(self._tensors)
+            self._unreleased = 0
+        return len(data)
