@@ -1,0 +1,75 @@
+"""``taskmoe launch``, with real processes, one of which is killed."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskmoe_plugin.cli.main import main
+from tests.helpers.corpus import Corpus
+from tests.helpers.training import train
+from tests.parallel import launching
+from tests.parallel.conftest import Launched
+
+
+def test_when_a_process_is_killed_the_command_says_so_and_ends_within_a_minute(launched: Launched) -> None:
+    assert launched.broken.status == 1
+    assert launched.broken.seconds < 60
+    assert launched.broken.lines[-1] == (
+        "taskmoe: error: fairseq-train: process 1 of 2 was killed by SIGKILL, and the others were stopped; start the "
+        "same command again to go on from the last checkpoint"
+    )
+
+
+def test_the_same_command_goes_on_from_the_last_checkpoint(launched: Launched) -> None:
+    assert launched.resumed.status == 0, "\n".join(launched.resumed.lines)
+    updates = sorted(launching.losses(launched.resumed.lines))
+    assert updates[0] - 1 >= launching.SAVED
+    assert updates == list(range(updates[0], launching.UPDATES + 1))
+
+
+def test_two_launched_processes_train_as_one_does(corpus: Corpus, launched: Launched, tmp_path: Path) -> None:
+    alone = train(corpus, tmp_path, *launching.FLAGS, "--update-freq", 2)
+    expected = {int(each["num_updates"]): float(each["loss"]) for each in alone.stats("train_inner")}
+    found = {**launching.losses(launched.broken.lines), **launching.losses(launched.resumed.lines)}
+    assert found == pytest.approx(expected, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--processes", "2"], "launch: give '-- fairseq-train ...' after the flags of launch"),
+        (["--processes", "2", "--", "fairseq-generate"], "launch: give '-- fairseq-train ...'"),
+        (["--processes", "0", "--", "fairseq-train"], "--processes 0: give at least 1"),
+        (["--processes", "2", "--nodes", "0", "--", "fairseq-train"], "--nodes 0: give at least 1"),
+        (["--processes", "2", "--node-rank", "1", "--", "fairseq-train"], "--node-rank 1: give a number from 0"),
+        (["--processes", "2", "--", "fairseq-train", "--distributed-world-size", "2"], "launch sets this itself"),
+        (["--processes", "2", "--", "fairseq-train", "--distributed-rank=1"], "launch sets this itself"),
+    ],
+)
+def test_launch_refuses_what_it_cannot_launch(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["launch", *argv])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_several_machines_meet_at_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import run as torchrun
+
+    from taskmoe_plugin.cli import launch
+
+    calls: list[list[str]] = []
+    monkeypatch.setattr(torchrun, "main", calls.append)
+    monkeypatch.setenv("PYTHONPATH", "")
+    command: Any = ["--", "fairseq-train", "data"]
+    launch.run(Namespace(processes=8, nodes=4, node_rank=3, master="one.example:1234", command=command))
+    assert " ".join(calls[0]) == (
+        "--nnodes 4 --node-rank 3 --master-addr one.example --master-port 1234 --nproc-per-node 8 "
+        "-m taskmoe_plugin.cli.launched fairseq-train data"
+    )
