@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from taskmoe_plugin.cli import bench, consolidate, launch
+from taskmoe_plugin.cli import bench, consolidate, launch, report
 
 
 def build_parser() -> ArgumentParser:
@@ -18,6 +18,7 @@ def build_parser() -> ArgumentParser:
     bench.add_parser(commands)
     consolidate.add_parser(commands)
     launch.add_parser(commands)
+    report.add_parser(commands)
     return parser
 
 

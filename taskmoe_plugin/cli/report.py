@@ -1,0 +1,69 @@
+"""``taskmoe report``: which tasks use which experts of a trained model."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from taskmoe_plugin.errors import failure, usage_error
+from taskmoe_plugin.subnet.errors import SubnetError
+
+PLOTTING = ("matplotlib", "scipy")
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``report`` to the subcommands of ``taskmoe``."""
+    parser = commands.add_parser(
+        "report",
+        help="show which tasks use which experts of a trained model",
+        description="Show which tasks use which experts of a trained taskmoe_transformer, with what weight, and how "
+        "many parameters each subnet has: a table here, JSON, CSV, and heat maps as PNG and SVG in a directory.",
+    )
+    add = parser.add_argument
+    add("path", type=Path, metavar="CKPT", help="the trained model, e.g. checkpoint_best.pt")
+    add("--output-dir", required=True, type=Path, metavar="DIR", help="write report.json and so on into DIR")
+    add("--data", metavar="DATA_BIN",
+        help="the binarised data of the model; for stacks that route by sentence or token")  # fmt: skip
+    add("--gen-subset", metavar="SET", help="the set to run the model on (default: valid)")
+    add("--sentences", metavar="N", help="how many of each pair, evenly spaced, or all (default: 500)")
+    add("--no-plots", action="store_true", help="draw no heat maps, which need matplotlib and scipy")
+    add("--force", action="store_true", help="replace an earlier report")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> None:
+    """Make the report, or stop with an error."""
+    sentences = _sentences(args.sentences or "500")
+    if args.data is None and (args.gen_subset or args.sentences):
+        usage_error("--gen-subset, --sentences: say what to take of --data DATA_BIN; give it too")
+    missing = [] if args.no_plots else [name for name in PLOTTING if not find_spec(name)]
+    if missing:
+        failure(
+            f"{' and '.join(missing)}, which draws the heat maps, is not installed; "
+            "pip install 'taskmoe-plugin[plot]', or give --no-plots"
+        )
+    # Needs PyTorch and fairseq, which take a while to load.
+    from taskmoe_plugin.report import content, files, table
+
+    for name in ("fairseq", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    data = [Path(each) for each in args.data.split(":")] if args.data else []
+    try:
+        files.check_free(args.output_dir, args.force)
+        report = content.find_out(args.path, data, args.gen_subset or "valid", sentences)
+        files.write(report, args.output_dir, plots=not args.no_plots)
+    except SubnetError as error:
+        # Its texts name the flag that extraction has for the checkpoint.
+        failure(str(error).removeprefix("--path "))
+    print(table.summary(report))
+
+
+def _sentences(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        usage_error(f"--sentences {text}: give a number from 1 up, or all")
+    return int(text)

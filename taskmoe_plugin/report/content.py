@@ -1,0 +1,140 @@
+"""What a report says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from taskmoe_plugin.report.data import measured_usage
+from taskmoe_plugin.report.sizes import SubnetSize, subnet_sizes
+from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
+from taskmoe_plugin.subnet.errors import SubnetError
+from taskmoe_plugin.subnet.report import Size
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is found out about a checkpoint.
+
+    Attributes:
+        checkpoint: its path.
+        stacks: the usage of each stack.
+        left_out: the stacks that route by sentence or token, and by which, when there was no data to run the model on.
+        parameters: those of the full model.
+        subnets: the subnet of each pair; none if no stack routes by task.
+    """
+
+    checkpoint: Path
+    stacks: list[StackUsage]
+    left_out: dict[str, str]
+    parameters: int
+    subnets: list[SubnetSize]
+
+    def experts(self) -> list[Row]:
+        """A line for every expert that a task uses in a layer."""
+        return [
+            {
+                "stack": usage.stack, "layer": layer, "task": task, "expert": expert,
+                "weight": float(each.weight[row, expert]), "load": float(each.load[row, expert]),
+            }
+            for usage in self.stacks
+            for layer, each in usage.layers.items()
+            for row, task in enumerate(usage.tasks)
+            for expert in each.load[row].nonzero().flatten().tolist()
+        ]  # fmt: skip
+
+    def loads(self) -> list[Row]:
+        """A line for every expert: its share of all assignments of its layer."""
+        return [
+            {"stack": usage.stack, "layer": layer, "expert": expert, "load": load}
+            for usage in self.stacks
+            for layer, each in usage.layers.items()
+            for expert, load in enumerate(each.expert_load.tolist())
+        ]
+
+    def similarities(self) -> list[Row]:
+        """A line for every two tasks of a stack."""
+        return [
+            {"stack": usage.stack, "task": task, "other": other, "similarity": value}
+            for usage in self.stacks
+            for task, row in zip(usage.tasks, usage.similarity().tolist())
+            for other, value in zip(usage.tasks, row)
+        ]
+
+    def sizes(self) -> list[Row]:
+        """A line for the full model and for every subnet."""
+        full = {"pair": "", "form": "full model", "parameters": self.parameters, "padded": None}
+        return [full, *map(asdict, self.subnets)]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, stack by stack and layer by layer."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "stacks": {usage.stack: _describe(usage) for usage in self.stacks},
+            "left_out": self.left_out,
+            "parameters": {"full_model": self.parameters, "subnets": [asdict(size) for size in self.subnets]},
+        }
+
+
+def _describe(usage: StackUsage) -> dict[str, Any]:
+    config = usage.config
+    return {
+        "routing": config.routing,
+        "experts": config.experts,
+        "top_k": config.top_k,
+        "tasks": usage.tasks,
+        "layers": {
+            str(layer): {
+                "weight": _matrix(each.weight),
+                "load": _matrix(each.load),
+                "token_share": dict(zip(usage.tasks, each.share.tolist())),
+                "expert_load": each.expert_load.tolist(),
+            }
+            for layer, each in usage.layers.items()
+        },
+        "similarity": _matrix(usage.similarity()),
+    }
+
+
+def _matrix(values: Tensor) -> list[list[float]]:
+    return values.tolist()
+
+
+def find_out(path: Path, data: Sequence[Path], subset: str, sentences: int | None) -> Report:
+    """Find out what there is to say of a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        data: the directories of the binarised data; none: stacks that need data are left out.
+        subset: the set to run the model on.
+        sentences: how many of each pair; None: all.
+
+    Raises:
+        SubnetError: something a user can put right.
+    """
+    checkpoint = Checkpoint.open(path)
+    stacks = moe_stacks(checkpoint)
+    if not stacks:
+        raise SubnetError(f"{path}: has no MoE layer; give a checkpoint of a model with experts")
+    by_data = {name: each for name, each in stacks.items() if each[0].table is None}
+    if len(by_data) == len(stacks) and not data:
+        raise SubnetError(
+            f"{path}: no stack routes by task, so only data can tell who uses which expert; give --data DATA_BIN"
+        )
+    usages = {name: task_usage(checkpoint, *each) for name, each in stacks.items() if name not in by_data}
+    if data and by_data:
+        usages |= {usage.stack: usage for usage in measured_usage(checkpoint, by_data, data, subset, sentences)}
+    return Report(
+        checkpoint=path,
+        stacks=[usages[name] for name in stacks if name in usages],
+        left_out={name: config.routing for name, (config, _) in stacks.items() if name not in usages},
+        parameters=Size.of_model(checkpoint.tensors).parameters,
+        subnets=subnet_sizes(checkpoint) if len(by_data) < len(stacks) else [],
+    )

@@ -1,0 +1,76 @@
+"""Which experts the tasks of each stack use: read from a checkpoint, without building the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskmoe_plugin.models.config import STACKS
+from taskmoe_plugin.models.stack import StackConfig
+from taskmoe_plugin.moe import Usage
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
+from taskmoe_plugin.subnet.gates import task_tables
+
+
+@dataclass(frozen=True)
+class StackUsage:
+    """How the tasks of one stack use its experts.
+
+    Attributes:
+        config: the stack.
+        tasks: the tasks; where the stack routes by sentence or token, the language pairs.
+        layers: the usage of each MoE layer, by the layer's index counted from 0.
+    """
+
+    config: StackConfig
+    tasks: tuple[str, ...]
+    layers: dict[int, Usage]
+
+    @property
+    def stack(self) -> str:
+        """``encoder`` or ``decoder``."""
+        return self.config.stack
+
+    def similarity(self) -> Tensor:
+        """(tasks, tasks) fp32: how much two tasks share experts, 1 with equal weights, 0 if they share none.
+
+        The mean over layers of Σ_e min(a_e, b_e), where a and b are the tasks' weights, made to sum to 1.
+        """
+        return torch.stack([_overlap(usage.weight) for usage in self.layers.values()]).mean(dim=0)
+
+
+def _overlap(weight: Tensor) -> Tensor:
+    # A task without tokens has no weights, and shares nothing.
+    parts = weight / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    return torch.minimum(parts.unsqueeze(0), parts.unsqueeze(1)).sum(dim=-1)
+
+
+def moe_stacks(checkpoint: Checkpoint) -> dict[str, tuple[StackConfig, list[int]]]:
+    """The stacks that have MoE layers, with the indices of these."""
+    found = {}
+    for stack in STACKS:
+        config = StackConfig.from_args(checkpoint.args, stack)
+        layers = list(filter(config.is_moe_layer, range(getattr(checkpoint.args, f"{stack}_layers"))))
+        if layers:
+            found[stack] = config, layers
+    return found
+
+
+def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -> StackUsage:
+    """The usage of a stack that routes by task.
+
+    Args:
+        checkpoint: the model.
+        config: the stack.
+        layers: indices of its MoE layers.
+
+    Raises:
+        SubnetError: a router's tensors are missing.
+    """
+    assert config.table is not None
+    share = checkpoint.tensors.tensor(f"{config.stack}.tasks.share").float()
+    tables = task_tables(checkpoint.tensors, config, layers)
+    usage = {layer: Usage.of_table(gates, share) for layer, gates in tables.items()}
+    return StackUsage(config, config.table.names, usage)
