@@ -79,6 +79,15 @@ def read_lines(path: Path) -> Iterator[str]:
             yield text
 
 
+def count_lines(path: Path) -> int:
+    """How many lines a file has."""
+    count = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            count += block.count(b"\n")
+    return count
+
+
 def read_aligned(paths: Sequence[Path]) -> Iterator[tuple[str, ...]]:
     """Yield the lines of several files side by side.
 
