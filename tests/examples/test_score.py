@@ -22,9 +22,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def score(folder: Path):
+def score(folder: Path, *more: object, pairs: str = "en-de,de-en"):
     directories = ("--translations-dir", folder / "translations", "--text-dir", folder / "text")
-    return run_step("score.py", *directories, "--lang-pairs", "en-de,de-en", "--output", folder / "scores.json")
+    return run_step("score.py", *directories, "--lang-pairs", pairs, "--output", folder / "scores.json", *more)
 
 
 def test_every_direction_and_the_average_are_reported(folder: Path) -> None:
@@ -53,3 +53,34 @@ def test_a_lost_sentence_is_an_error_not_a_score(folder: Path) -> None:
 def test_a_direction_without_translations_is_named(folder: Path) -> None:
     (folder / "translations" / "en-de.txt").unlink()
     assert "en-de.txt: no such file" in error_line(score(folder))
+
+
+def test_groups_of_directions_have_averages_of_their_own(folder: Path) -> None:
+    groups = ("--group", "into-english=*-en", "--group", "german=de-*,*-de", "--group", "french=*-fr")
+    lines = [line.split() for line in score(folder, *groups).stdout.splitlines()]
+    assert lines[-3:] == [
+        ["into-english", "100.0", "100.0"],
+        ["german", "50.0", "50.0"],
+        ["average", "50.0", "50.0"],
+    ]
+    averages = json.loads((folder / "scores.json").read_text())["groups"]
+    assert averages["german"] == pytest.approx({"bleu": 50, "chrf": 50})
+
+
+def test_the_tokenizer_asked_for_gives_way_to_that_of_the_language(folder: Path) -> None:
+    chinese = ["狗在垫子上睡觉", "猫坐在大椅子上", "鸟在树上唱歌"]
+    for name in ("text/test.en-zh.zh", "translations/en-zh.txt"):
+        (folder / name).write_text("\n".join(chinese) + "\n")
+    (folder / "text" / "test.en-zh.en").write_text("\n".join(ENGLISH) + "\n")
+    assert score(folder, "--tokenize", "intl", pairs="de-en,en-zh").returncode == 0
+    directions = json.loads((folder / "scores.json").read_text())["directions"]
+    signature = "nrefs:1|case:mixed|eff:no|tok:{}|smooth:exp|version:"
+    assert directions["de-en"]["bleu_signature"].startswith(signature.format("intl"))
+    assert directions["en-zh"]["bleu_signature"].startswith(signature.format("zh"))
+    assert directions["en-zh"]["bleu"] == pytest.approx(100)
+
+
+def test_a_group_without_directions_is_wrong_usage(folder: Path) -> None:
+    finished = score(folder, "--group", "into-english")
+    assert finished.returncode == 2
+    assert "write it as in into-english=*-en" in finished.stderr
