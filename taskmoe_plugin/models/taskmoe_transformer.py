@@ -16,6 +16,7 @@ from taskmoe_plugin.errors import usage_error
 from taskmoe_plugin.models.config import STACKS, add_moe_args, check_args, remember_languages, set_moe_defaults
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
+from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.moe.expert_parallel import ExpertParallel
 from taskmoe_plugin.parallel.command_line import settle
 from taskmoe_plugin.parallel.saving import ExpertSaver
@@ -138,9 +139,23 @@ class TaskMoETransformerModel(TransformerModel):
 
     def check_languages(self, langs: list[str]) -> None:
         """Stop with a usage error if ``--langs`` differs from what the model was trained with."""
-        trained = self.args.taskmoe_langs
-        if ",".join(langs) != trained:
-            usage_error(f"--langs {','.join(langs)}: the checkpoint was trained with --langs {trained}; give the same")
+        _check_languages(",".join(langs), self.args.taskmoe_langs)
+
+    def check_tasks(self, trained: Namespace) -> None:
+        """Stop with a usage error if languages or tasks are not those of a model that training goes on from.
+
+        A checkpoint knows both by number alone: weights would go to others without a word.
+        """
+        if not hasattr(trained, "taskmoe_langs"):
+            return
+        _check_languages(self.args.taskmoe_langs, trained.taskmoe_langs)
+        for name, stack in zip(STACKS, (self.encoder, self.decoder)):
+            own, before = (config.table for config in (stack.moe_config, StackConfig.from_args(trained, name)))
+            if own is not None and before is not None and own.names != before.names:
+                usage_error(
+                    f"--lang-pairs {self.args.taskmoe_lang_pairs}: the checkpoint was trained with --lang-pairs "
+                    f"{trained.taskmoe_lang_pairs}, and the {name}'s gates know its tasks by their order; give the same"
+                )
 
     def check_pair(self, source: str, target: str) -> None:
         """Stop with a usage error if a stack has no task for this pair."""
@@ -152,6 +167,11 @@ class TaskMoETransformerModel(TransformerModel):
                     f"--source-lang {source} --target-lang {target}: the {name}'s {stack.moe_config.routing} routing "
                     f"knows only the pairs it was trained on: {self.args.taskmoe_lang_pairs}"
                 )
+
+
+def _check_languages(given: str, trained: str) -> None:
+    if given != trained:
+        usage_error(f"--langs {given}: the checkpoint was trained with --langs {trained}; give the same")
 
 
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer")

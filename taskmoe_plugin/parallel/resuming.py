@@ -28,28 +28,30 @@ def checkpoint_directories(args: Namespace) -> list[Path]:
     return places
 
 
-def check_restore_file(args: Namespace) -> None:
+def check_restore_file(args: Namespace) -> Any:
     """Look at the checkpoint that training goes on from, if there is one.
 
     A run that is killed while fairseq copies a new checkpoint to ``checkpoint_last.pt`` leaves that cut short. The file
     that it was copied from is complete, and takes its place.
+
+    Returns:
+        The arguments of the checkpoint's model; None if there is no checkpoint, and on all processes but the first.
 
     Raises:
         SystemExit: the checkpoint cannot be read, or cannot be continued with these flags.
     """
     path = Path(args.save_dir) / LAST if args.restore_file == LAST else Path(args.restore_file)
     if distributed_utils.get_data_parallel_world_size() == 1:
-        _check(path, args)
-        return
+        return _check(path, args)
     group = distributed_utils.get_data_parallel_group()
-    if distributed_utils.get_rank(group) == 0:
-        _check(path, args)
+    trained = _check(path, args) if distributed_utils.get_rank(group) == 0 else None
     dist.barrier(group)
+    return trained
 
 
-def _check(path: Path, args: Namespace) -> None:
+def _check(path: Path, args: Namespace) -> Any:
     if not path.is_file():
-        return
+        return None
     try:
         state = load_mapped(path)
     except ValueError as error:
@@ -62,6 +64,7 @@ def _check(path: Path, args: Namespace) -> None:
             f"--fp16: {path} has the optimizer state of experts that were spread over processes, which flattened "
             "gradients cannot take up; add --fp16-no-flatten-grads, or --reset-optimizer"
         )
+    return (state.get("cfg") or {}).get("model")
 
 
 def _replace(broken: Path) -> Any:

@@ -6,6 +6,7 @@ import math
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from taskmoe_plugin.parallel.saving import prepare_optimizer
 from taskmoe_plugin.parallel.shards import remove_unused
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
+from taskmoe_plugin.tasks.validation_usage import ValidationUsage
 
 
 @register_task("taskmoe_translation")
@@ -52,6 +54,8 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         self.routed_pairs = [*self.lang_pairs, *extra]
         self.pair_lookup = TaskTable.build("pair", langs, self.lang_pairs).lookup
         self.validation_bleu: ValidationBleu | None = None
+        logdir = getattr(args, "tensorboard_logdir", None) if training else None
+        self.validation_usage = ValidationUsage(logdir, self.lang_pairs) if logdir else None
         self.optimizer: Any = None
         parse_bleu_args(args)
 
@@ -80,15 +84,18 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if getattr(args, "moe_expert_parallel", False) and not from_checkpoint:
             args.taskmoe_processes = distributed_utils.get_data_parallel_world_size()
             check_flags(args, args.taskmoe_processes)
-        if self.training and not from_checkpoint:
-            check_restore_file(args)
+        trained = check_restore_file(args) if self.training and not from_checkpoint else None
         model = super().build_model(args, from_checkpoint)
+        # It is of this run alone, and would otherwise be in the checkpoint.
+        del args.taskmoe_processes
         if not hasattr(model, "check_pair"):
             usage_error(
                 f"--arch {args.arch}: does not take the language ids of --task taskmoe_translation; use "
                 "taskmoe_transformer (dense with --moe-freq 0), or --task translation_multi_simple_epoch"
             )
         model.directories = checkpoint_directories(self.args)
+        if trained is not None:
+            model.check_tasks(trained)
         if from_checkpoint:
             model.check_languages(self.langs)
         if not self.training:
@@ -198,10 +205,18 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         sample = complete_language_ids(sample)
-        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        usage = self.validation_usage
+        with usage.counting(model, self.pair_index(sample)) if usage else nullcontext({}) as counts:
+            loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        logging_output.update(counts)
         if self.validation_bleu is not None:
             logging_output["bleu_statistics"] = self.validation_bleu.count(model, sample, self.pair_index(sample))
         return loss, sample_size, logging_output
+
+    def post_validate(self, model: Any, stats: dict[str, Any], meters: Any) -> None:
+        """Write to TensorBoard, if ``--tensorboard-logdir`` is set, which experts the tasks use."""
+        if self.validation_usage is not None:
+            self.validation_usage.write(model, meters, stats["num_updates"])
 
     def post_save(self, path: str, num_updates: int) -> None:
         """Remove the files of experts whose checkpoints fairseq has removed."""
@@ -249,3 +264,5 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
                         metrics.log_scalar(f"{pair}_{name}", total / count, count, round=3)
         if any("bleu_statistics" in log for log in logging_outputs):
             log_bleu(sum(log["bleu_statistics"] for log in logging_outputs), self.lang_pairs)
+        if self.validation_usage is not None:
+            self.validation_usage.log(logging_outputs)
