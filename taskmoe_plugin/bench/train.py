@@ -20,14 +20,14 @@ def run(args: Namespace) -> list[Row]:
     """Time updates of every routing and number of experts, each in turns with those of the dense model."""
     rows: list[Row] = []
     with TemporaryDirectory() as directory:
-        langs = _write_dictionaries(Path(directory), args)
+        langs = write_dictionaries(Path(directory), args)
         progress("dense")
-        with Worker(WORKER, _setup(args, directory, langs, dense_args(args)), args.threads) as dense:
+        with Worker(WORKER, setup(args, directory, langs, dense_args(args)), args.threads) as dense:
             for experts in args.experts:
                 for routing in args.routings:
                     progress(f"{routing} routing, {experts} experts")
-                    setup = _setup(args, directory, langs, moe_args(args, routing, experts))
-                    with Worker(WORKER, setup, args.threads) as moe:
+                    message = setup(args, directory, langs, moe_args(args, routing, experts))
+                    with Worker(WORKER, message, args.threads) as moe:
                         rows += _measure(args, {REFERENCE: dense, routing: moe}, experts)
     return rows
 
@@ -61,7 +61,8 @@ def _measure(args: Namespace, workers: dict[str, Worker], experts: int) -> list[
     return rows
 
 
-def _write_dictionaries(directory: Path, args: Namespace) -> list[str]:
+def write_dictionaries(directory: Path, args: Namespace) -> list[str]:
+    """Write a dictionary of made-up words for each language; returns the languages."""
     langs = ["en", *(f"x{index}" for index in range(1, args.tasks))]
     words = "".join(f"w{index} 1\n" for index in range(args.vocabulary))
     for lang in langs:
@@ -69,7 +70,15 @@ def _write_dictionaries(directory: Path, args: Namespace) -> list[str]:
     return langs
 
 
-def _setup(args: Namespace, data: str, langs: list[str], system_args: list[str]) -> dict[str, Any]:
+def setup(args: Namespace, data: str, langs: list[str], system_args: list[str]) -> dict[str, Any]:
+    """The first message of a worker.
+
+    Args:
+        args: the benchmark's flags.
+        data: where the dictionaries are.
+        langs: the languages.
+        system_args: fairseq's flags for the model.
+    """
     pairs = [pair for lang in langs[1:] for pair in (f"en-{lang}", f"{lang}-en")]
     fairseq_args = [
         data, "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs), *system_args,

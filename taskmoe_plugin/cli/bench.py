@@ -14,8 +14,6 @@ from typing import Any
 
 from taskmoe_plugin.errors import usage_error
 
-KINDS = ("layer", "train", "decode")
-
 
 def add_parser(commands: Any) -> None:
     """Add ``bench`` to the subcommands of ``taskmoe``."""
@@ -25,6 +23,7 @@ def add_parser(commands: Any) -> None:
         "layer": ("one MoE layer against a dense FFN of equal work, fairscale's layer and matrix products", _add_layer),
         "train": ("words per second of fairseq's updates, against a dense model of equal work", _add_train),
         "decode": ("translating: full model, token routing, subnet, CTranslate2", _add_decode),
+        "parallel": ("words per second of several processes, and the bytes they exchange", _add_parallel),
     }.items():
         parser = kinds.add_parser(kind, help=help_text, formatter_class=ArgumentDefaultsHelpFormatter)
         add_args(parser)
@@ -69,9 +68,20 @@ def _add_layer(parser: ArgumentParser) -> None:
 
 def _add_train(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    _add_shape(parser)
     add("--experts", type=_positive, nargs="+", default=[8, 32], metavar="E", help="experts in each MoE layer")
-    routings = ("task", "sentence", "token")
+    _add_updates(parser, ("task", "sentence", "token"))
+
+
+def _add_parallel(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--experts", type=_positive, default=8, metavar="E", help="experts in each MoE layer")
+    add("--processes", type=_positive, default=2, metavar="W", help="processes that are compared with one")
+    _add_updates(parser, ("token", "task"))
+
+
+def _add_updates(parser: ArgumentParser, routings: tuple[str, ...]) -> None:
+    add = parser.add_argument
+    _add_shape(parser)
     add(
         "--routings", nargs="+", default=list(routings), choices=routings, help="what the gates of both stacks route by"
     )

@@ -71,6 +71,24 @@ def test_bench_train_compares_updates_with_a_dense_model_of_equal_work(tmp_path:
     assert min(row["peak_bytes"] for row in rows) > 2**20
 
 
+def test_bench_parallel_counts_what_processes_send_each_other(tmp_path: Path) -> None:
+    flags = [*SHAPE, "--experts", "4", "--tokens", "80", "--length", "5", "--routings", "task"]
+    rows = bench(tmp_path, "parallel", *flags)
+    assert [(row["routing"], row["experts"], row["processes"]) for row in rows] == [
+        ("task", "one process", 1), ("task", "replicated", 2), ("task", "expert parallel", 2)
+    ]  # fmt: skip
+    alone, replicated, spread = rows
+    assert {row["words_per_update"] for row in rows} == {80}
+    assert alone["sent_bytes"] < 1000
+    # Each of the two sends the other half of its gradients, and half of the sums.
+    assert replicated["sent_bytes"] == pytest.approx(2 * 4 * replicated["parameters"], rel=0.1)
+    # Each process has half of the four experts of one layer in each stack, and placeholders for the others.
+    expert = 2 * 16 * 32 + 16 + 32
+    assert replicated["parameters"] - spread["parameters"] == 2 * 2 * (expert - 4)
+    assert alone["parameters"] == replicated["parameters"]
+    assert spread["sent_bytes"] > 2 * 4 * (spread["parameters"] - 2 * 4 * 4 - 2 * 2 * expert)
+
+
 def test_bench_decode_builds_models_extracts_and_translates(tmp_path: Path) -> None:
     systems = ["full", "subnet-trimmed", "ctranslate2-int8"]
     flags = ["--experts", "3", "--batch-sizes", "1", "3", "--beam", "2", "--length", "4", "--systems", *systems]
