@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,11 @@ from torch import Tensor
 from taskmoe_plugin.subnet.errors import SubnetError
 from taskmoe_plugin.subnet.plan import Plan
 from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
+from taskmoe_plugin.subnet.weights import Read, Recipe
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
+    from ctranslate2.specs.model_spec import Variable
 
 QUANTIZATIONS = (
     "float32",
@@ -65,20 +69,28 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
 
 
 def write_model(
-    directory: Path, args: Namespace, weights: dict[str, Tensor], vocabularies: Vocabularies, quantization: str
+    directory: Path,
+    args: Namespace,
+    making: Mapping[str, Recipe],
+    read: Read,
+    read_shape: Read,
+    vocabularies: Vocabularies,
+    quantization: str,
 ) -> None:
     """Write the files of a CTranslate2 model: ``model.bin``, ``config.json``, vocabularies.
 
-    The weights are used up.
+    Weights are read one after the other, as they are written.
 
     Args:
         directory: where to; it exists.
         args: the full model's arguments.
-        weights: the tensors of a subnet without MoE layers, by name; each layer has its own width.
+        making: the tensors of a subnet without MoE layers, by name; each layer has its own width.
+        read: reads the full model's tensors.
+        read_shape: gives tensors of their shapes, without content.
         vocabularies: the dictionaries.
         quantization: one of ``QUANTIZATIONS``.
     """
-    spec = _Builder(args, weights).build()
+    spec = _Builder(args, making, read, read_shape).build()
     for register, vocabulary in (
         (spec.register_source_vocabulary, vocabularies.source),
         (spec.register_target_vocabulary, vocabularies.target),
@@ -99,9 +111,12 @@ def _tokens(vocabulary: Vocabulary) -> list[str]:
 class _Builder:
     """Fills the specification of a Transformer."""
 
-    def __init__(self, args: Namespace, weights: dict[str, Tensor]) -> None:
+    def __init__(self, args: Namespace, making: Mapping[str, Recipe], read: Read, read_shape: Read) -> None:
         self.args = args
-        self.weights = weights
+        self.making = making
+        self.read = read
+        self.read_shape = read_shape
+        self.made: dict[Recipe, Variable] = {}
 
     def build(self) -> TransformerSpec:
         from ctranslate2.specs import TransformerSpec, common_spec, transformer_spec
@@ -118,7 +133,7 @@ class _Builder:
                     self._arg(name, "layers"),
                     self._arg(name, "attention_heads"),
                     pre_norm=self._arg(name, "normalize_before"),
-                    no_final_norm=f"{name}.layer_norm.weight" not in self.weights,
+                    no_final_norm=f"{name}.layer_norm.weight" not in self.making,
                     **common,
                 )
             )
@@ -136,7 +151,7 @@ class _Builder:
         spec.scale_embeddings = not self.args.no_scale_embedding
         spec.position_encodings.encodings = self._positions(name)
         for norm in ("layer_norm", "layernorm_embedding"):
-            if f"{name}.{norm}.weight" in self.weights:
+            if f"{name}.{norm}.weight" in self.making:
                 self._norm(getattr(spec, norm), f"{name}.{norm}")
         for index, layer in enumerate(spec.layer):
             self._fill_layer(layer, f"{name}.layers.{index}.")
@@ -154,30 +169,41 @@ class _Builder:
     def _attention(self, spec: Any, prefix: str, fused: tuple[str, ...]) -> None:
         for linear, letters in zip(spec.linear, fused):
             for part in ("weight", "bias"):
-                tensors = [self.weights.pop(f"{prefix}.{letter}_proj.{part}").float() for letter in letters]
-                setattr(linear, part, torch.cat(tensors))
+                setattr(linear, part, self._stacked([f"{prefix}.{letter}_proj.{part}" for letter in letters]))
         self._linear(spec.linear[-1], prefix + ".out_proj")
 
     def _linear(self, spec: Any, prefix: str) -> None:
         spec.weight = self._tensor(prefix + ".weight")
-        if prefix + ".bias" in self.weights:
+        if prefix + ".bias" in self.making:
             spec.bias = self._tensor(prefix + ".bias")
 
     def _norm(self, spec: Any, prefix: str) -> None:
         spec.gamma = self._tensor(prefix + ".weight")
         spec.beta = self._tensor(prefix + ".bias")
 
-    def _positions(self, stack: str) -> Tensor:
+    def _positions(self, stack: str) -> Tensor | Variable:
         # fairseq counts positions from the padding index on; CTranslate2 from 0.
         first = 2
         learned = f"{stack}.embed_positions.weight"
-        if learned in self.weights:
-            return self._tensor(learned)[first:]
+        if learned in self.making:
+            return self._variable(lambda read: self.making[learned](read)[first:])
         side = {"encoder": "source", "decoder": "target"}[stack]
         positions = getattr(self.args, f"max_{side}_positions")
         width = self._arg(stack, "embed_dim")
         table: Tensor = SinusoidalPositionalEmbedding.get_embedding(positions + first, width, padding_idx=first - 1)
         return table[first:]
 
-    def _tensor(self, name: str) -> Tensor:
-        return self.weights[name].float()
+    def _tensor(self, name: str) -> Variable:
+        # Tensors that share weights are one variable.
+        recipe = self.making[name]
+        if recipe not in self.made:
+            self.made[recipe] = self._variable(recipe)
+        return self.made[recipe]
+
+    def _stacked(self, names: Sequence[str]) -> Variable:
+        return self._variable(lambda read: torch.cat([self.making[name](read) for name in names]))
+
+    def _variable(self, recipe: Recipe) -> Variable:
+        from taskmoe_plugin.subnet.ctranslate2_variables import ReadWhenNeeded
+
+        return ReadWhenNeeded(recipe(self.read_shape).shape, partial(recipe, self.read))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,16 @@ from taskmoe_plugin.subnet.plan import Plan, make_plan
 from taskmoe_plugin.subnet.report import Row, Size, describe_gates, versions, write_json
 from taskmoe_plugin.subnet.verify import Verifier
 from taskmoe_plugin.subnet.vocabulary import DictionaryReader, Vocabularies, used_symbols
-from taskmoe_plugin.subnet.weights import ffn_dims, kept_bytes, read_weights
+from taskmoe_plugin.subnet.weights import (
+    Read,
+    Recipe,
+    ffn_dims,
+    kept_bytes,
+    read_weights,
+    reader,
+    recipes,
+    shape_reader,
+)
 
 
 @dataclass(frozen=True)
@@ -118,10 +128,12 @@ class _Extraction:
             dims = {name: ffn_dims(self.checkpoint.tensors, stack) for name, stack in self.job.plan.stacks.items()}
             stock = self.job.plan.dense and self.options.padded and not self.options.quantization
             widths = {name: max(own) for name, own in dims.items()} if stock else {}
-            weights = self._read(rows, widths)
-            full, parameters = Size.of_model(self.checkpoint.tensors), Size.of_weights(weights).parameters
-            details = self._write(directory, weights, vocabularies, dims, widths)
-            del weights
+            making = recipes(self.checkpoint.tensors, self.job.plan, widths, self.options.dtype)
+            read_shape = shape_reader(self.checkpoint.tensors, rows)
+            full = Size.of_model(self.checkpoint.tensors)
+            parameters = Size.of_weights(read_weights(making, read_shape)).parameters
+            with self._reader(rows) as read:
+                details = self._write(directory, making, read, read_shape, vocabularies, dims, widths)
             vocabularies.write(directory, restriction=self.options.trim_vocabulary)
             subnet = Size(parameters, (directory / details["file"]).stat().st_size)
             content = self._content(details, full, subnet, vocabularies)
@@ -142,15 +154,19 @@ class _Extraction:
         kept = vocabularies.keep((source, target))
         return vocabularies.trimmed(kept), dict(zip(TIED, (kept[0], kept[1], kept[1])))
 
-    def _read(self, rows: dict[str, Tensor], widths: dict[str, int]) -> dict[str, Tensor]:
+    @contextmanager
+    def _reader(self, rows: dict[str, Tensor]) -> Iterator[Read]:
+        """Reads tensors of the full model, with a progress bar."""
         tensors, plan = self.checkpoint.tensors, self.job.plan
         with _bar(total=kept_bytes(tensors, plan, rows), desc=self.job.name, unit="B", unit_scale=True) as bar:
-            return read_weights(tensors, plan, rows, widths, self.options.dtype, bar.update)
+            yield reader(tensors, rows, bar.update)
 
     def _write(
         self,
         directory: Path,
-        weights: dict[str, Tensor],
+        making: dict[str, Recipe],
+        read: Read,
+        read_shape: Read,
         vocabularies: Vocabularies,
         dims: dict[str, list[int]],
         widths: dict[str, int],
@@ -158,13 +174,15 @@ class _Extraction:
         """Write the model; returns what ``subnet.json`` says of its format."""
         checkpoint, plan, quantization = self.checkpoint, self.job.plan, self.options.quantization
         if quantization:
-            ctranslate2_format.write_model(directory, checkpoint.args, weights, vocabularies, quantization)
+            ctranslate2_format.write_model(
+                directory, checkpoint.args, making, read, read_shape, vocabularies, quantization
+            )
             return {"format": "ctranslate2", "file": "model.bin", "quantization": quantization, "ffn_dims": dims}
         if widths:
             args = fairseq_format.stock_args(checkpoint.args, widths)
         else:
             args = fairseq_format.plugin_args(checkpoint.args, plan, dims)
-        fairseq_format.write_model(directory / "model.pt", checkpoint, plan, args, weights)
+        fairseq_format.write_model(directory / "model.pt", checkpoint, plan, args, read_weights(making, read))
         padding = {"padded_to": widths} if widths else {}
         return {"format": "fairseq", "file": "model.pt", "arch": args.arch, "ffn_dims": dims, **padding}
 

@@ -1,63 +1,86 @@
-"""The tensors of a subnet, read from the checkpoint one after the other."""
+"""The tensors of a subnet: what each is made of, so that it can be read when it is needed, and not before."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
-from taskmoe_plugin.subnet.fold import FeedForward, fold, pad
+from taskmoe_plugin.subnet.fold import PARTS, fold, pad
 from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan
 
-_FFN = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
 _OF_LAYERS = re.compile(r"(encoder|decoder)\.(layers\.\d+\.(moe|fc1|fc2)|tasks)\.")
+
+# Reads a tensor of the full model.
 Read = Callable[[str], Tensor]
+# Makes a tensor of the subnet out of what it reads.
+Recipe = Callable[[Read], Tensor]
 
 
-def read_weights(
-    tensors: MappedTensors,
-    plan: Plan,
-    rows: Mapping[str, Tensor],
-    widths: Mapping[str, int],
-    dtype: torch.dtype | None,
-    advance: Callable[[int], object],
-) -> dict[str, Tensor]:
-    """The tensors of a subnet by name; tensors that share weights are the same object.
+def recipes(
+    tensors: MappedTensors, plan: Plan, widths: Mapping[str, int], dtype: torch.dtype | None
+) -> dict[str, Recipe]:
+    """How to make each tensor of a subnet, by its name; tensors that share weights have the same recipe.
 
     Args:
         tensors: the full model.
         plan: what becomes of it.
-        rows: for tensors of which only some rows are kept, their indices (int64).
         widths: the hidden width that feed-forward networks outside MoE layers are padded to, for stacks that need it.
         dtype: what floating-point weights are stored as; None: as they are, folded ones in fp32.
+    """
+    found = dict(_recipes(tensors, plan, widths))
+    if dtype is not None:
+        # A gate computes in fp32 whatever the model does.
+        found = {
+            name: recipe if ".router." in name else partial(_rounded, recipe, dtype) for name, recipe in found.items()
+        }
+    tied = {name: found[original] for name, original in tensors.tied.items() if name in tensors.names()}
+    return {**found, **tied}
+
+
+def read_weights(making: Mapping[str, Recipe], read: Read) -> dict[str, Tensor]:
+    """All tensors of a subnet by name; those that share weights are the same object."""
+    made = {recipe: recipe(read) for recipe in dict.fromkeys(making.values())}
+    return {name: made[recipe] for name, recipe in making.items()}
+
+
+def reader(tensors: MappedTensors, rows: Mapping[str, Tensor], advance: Callable[[int], object]) -> Read:
+    """Reads copies of tensors from the disk.
+
+    Args:
+        tensors: the full model.
+        rows: for tensors of which only some rows are kept, their indices (int64).
         advance: told of the number of bytes that have been read.
     """
-    weights: dict[str, Tensor] = {}
 
     def read(name: str) -> Tensor:
         tensor = tensors.tensor(name, rows.get(name))
         advance(tensor.nbytes)
         return tensor
 
-    for name, tensor in _subnet_tensors(tensors, plan, widths, read):
-        # A gate computes in fp32 whatever the model does.
-        rounded = dtype and tensor.is_floating_point() and ".router." not in name
-        weights[name] = tensor.to(dtype) if rounded else tensor
-    for name, original in tensors.tied.items():
-        if name in tensors.names():
-            weights[name] = weights[original]
-    return weights
+    return read
+
+
+def shape_reader(tensors: MappedTensors, rows: Mapping[str, Tensor]) -> Read:
+    """Reads nothing from the disk: gives tensors without content (device ``meta``), of the shape and type they have."""
+
+    def read(name: str) -> Tensor:
+        tensor = tensors.mapped(name)
+        return torch.empty_like(tensor[: len(rows[name])] if name in rows else tensor, device="meta")
+
+    return read
 
 
 def kept_bytes(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor]) -> int:
-    """Bytes that ``read_weights`` reads, those of the gates aside."""
+    """Bytes that are read for a subnet, those of the gates aside."""
     names = _shared_names(tensors)
     for stack in plan.stacks.values():
         for layer in range(stack.layers):
-            names += [prefix + part for prefix in _networks(stack, layer) for part in _FFN]
+            names += [prefix + part for prefix in _networks(stack, layer) for part in PARTS]
     return sum(tensors.mapped(name)[: len(rows[name]) if name in rows else None].nbytes for name in names)
 
 
@@ -82,42 +105,53 @@ def _networks(stack: StackPlan, layer: int) -> list[str]:
     return [f"{prefix}moe.experts.{index}." for index in stack.kept_experts(layer)]
 
 
-def _subnet_tensors(
-    tensors: MappedTensors, plan: Plan, widths: Mapping[str, int], read: Read
-) -> Iterator[tuple[str, Tensor]]:
+def _recipes(tensors: MappedTensors, plan: Plan, widths: Mapping[str, int]) -> Iterator[tuple[str, Recipe]]:
     for name in _shared_names(tensors):
-        yield name, read(name)
+        yield name, _copy(name)
     for name, stack in plan.stacks.items():
         for layer in range(stack.layers):
             if layer in stack.moe_layers and stack.fate is not Fate.FOLDED:
-                yield from _moe_layer(tensors, stack, layer, read)
-                continue
-            ffn = _feed_forward(stack, layer, read)
-            wide = pad(ffn, widths[name]) if name in widths else ffn
-            parts = wide.fc1_weight, wide.fc1_bias, wide.fc2_weight, wide.fc2_bias
-            yield from ((f"{name}.layers.{layer}.{part}", tensor) for part, tensor in zip(_FFN, parts))
+                yield from _moe_layer(tensors, stack, layer)
+            else:
+                for part in PARTS:
+                    yield f"{name}.layers.{layer}.{part}", partial(_dense_part, stack, layer, part, widths.get(name))
         if stack.fate is Fate.ROUTED:
-            yield f"{name}.tasks.share", _kept_share(tensors, stack)
+            yield f"{name}.tasks.share", _constant(_kept_share(tensors, stack))
 
 
-def _feed_forward(stack: StackPlan, layer: int, read: Read) -> FeedForward:
-    prefix = f"{stack.config.stack}.layers.{layer}."
-    if layer not in stack.moe_layers:
-        return FeedForward(*(read(prefix + part) for part in _FFN))
-    experts, weights = (table[0].tolist() for table in stack.gates[layer])
-    return fold(
-        [FeedForward(*(read(f"{prefix}moe.experts.{expert}.{part}") for part in _FFN)) for expert in experts], weights
-    )
+def _copy(name: str) -> Recipe:
+    return lambda read: read(name)
 
 
-def _moe_layer(tensors: MappedTensors, stack: StackPlan, layer: int, read: Read) -> Iterator[tuple[str, Tensor]]:
+def _constant(tensor: Tensor) -> Recipe:
+    return lambda read: tensor
+
+
+def _rounded(recipe: Recipe, dtype: torch.dtype, read: Read) -> Tensor:
+    tensor = recipe(read)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _dense_part(stack: StackPlan, layer: int, part: str, width: int | None, read: Read) -> Tensor:
+    """A part of a layer's only feed-forward network, folded where the full model has experts."""
+    if layer in stack.moe_layers:
+        experts, weights = (table[0].tolist() for table in stack.gates[layer])
+        prefix = f"{stack.config.stack}.layers.{layer}.moe.experts."
+        tensor = fold(part, [read(f"{prefix}{expert}.{part}") for expert in experts], weights)
+    else:
+        tensor = read(f"{stack.config.stack}.layers.{layer}.{part}")
+    return tensor if width is None else pad(part, tensor, width)
+
+
+def _moe_layer(tensors: MappedTensors, stack: StackPlan, layer: int) -> Iterator[tuple[str, Recipe]]:
     for prefix in _networks(stack, layer):
-        yield from ((prefix + part, read(prefix + part)) for part in _FFN)
+        yield from ((prefix + part, _copy(prefix + part)) for part in PARTS)
     router = f"{stack.config.stack}.layers.{layer}.moe.router."
     if stack.fate is Fate.WHOLE:
-        yield from ((name, tensors.tensor(name)) for name in tensors.names() if name.startswith(router))
+        yield from ((name, _constant(tensors.tensor(name))) for name in tensors.names() if name.startswith(router))
     else:
-        yield from zip((router + "experts", router + "weights"), stack.gates[layer])
+        tables = zip(("experts", "weights"), stack.gates[layer])
+        yield from ((router + name, _constant(table)) for name, table in tables)
 
 
 def _kept_share(tensors: MappedTensors, stack: StackPlan) -> Tensor:

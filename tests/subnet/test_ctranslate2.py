@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from taskmoe_plugin.cli.extract_subnet import main
+from taskmoe_plugin.subnet import extract as extraction
+from taskmoe_plugin.subnet import weights
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, FairseqDecoder, build_model, build_task
 from tests.helpers.corpus import Corpus
 from tests.subnet.helpers import TOLERANCE, UNSHARED, extract, load, write_model
@@ -165,3 +169,30 @@ def test_several_pairs_in_one_model_are_refused(
     with pytest.raises(SystemExit):
         main([str(each) for each in argv])
     assert "does not support MoE layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quantization", ["float32", "int8"])
+def test_the_model_is_never_in_memory_as_a_whole(
+    corpus: Corpus, full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = total = 0
+
+    def counting(*args: Any) -> Any:
+        read = weights.reader(*args)
+
+        def count(name: str) -> Tensor:
+            nonlocal most, total
+            tensor = read(name)
+            alive.append(weakref.ref(tensor))
+            most = max(most, sum(each.nbytes for ref in alive if (each := ref()) is not None))
+            total += tensor.nbytes
+            return tensor
+
+        return count
+
+    monkeypatch.setattr(extraction, "reader", counting)
+    directory = extract(corpus, full, tmp_path, "en-de", "--format", "ctranslate2", "--quantization", quantization)
+    largest = load(full)["model"]["encoder.embed_tokens.weight"].nbytes
+    assert total > 0.9 * 4 * json.loads((directory / "subnet.json").read_text())["subnet"]["parameters"]
+    assert most <= 2 * largest < total / 3

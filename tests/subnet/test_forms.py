@@ -219,7 +219,9 @@ def test_verification_notices_a_subnet_that_is_not_the_full_model(
     from taskmoe_plugin.subnet import weights
 
     original = weights.fold
-    monkeypatch.setattr(weights, "fold", lambda experts, gates: original(experts, [gate + 0.1 for gate in gates]))
+    monkeypatch.setattr(
+        weights, "fold", lambda part, experts, gates: original(part, experts, [gate + 0.1 for gate in gates])
+    )
     with pytest.raises(SystemExit) as stopped:
         extract(corpus, full, tmp_path, "en-de", "--verify")
     assert stopped.value.code == 1
