@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Usage: SYSTEM=... SEED=... DATA_DIR=... WORK_DIR=... RESULT=... compare_system.sh SETTINGS
+#
+# Train one system in WORK_DIR on the text of DATA_DIR, translate with it and with its subnets, and write what it
+# reached to the file RESULT.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$EXAMPLE/generate.sh"
+
+mkdir -p "$WORK_DIR"
+for part in text vocabulary binary; do
+    ln -sfn "../$part" "$WORK_DIR/$part"
+done
+
+if [[ ! -e $WORK_DIR/model/finished ]]; then
+    # Seconds of the processor, which other work on the machine does not change; one line for each start and end.
+    echo started >>"$WORK_DIR/train.seconds"
+    TIMEFORMAT=%U
+    { time "$EXAMPLE/train.sh" "$1" >>"$WORK_DIR/train.out" 2>&1; } 2>>"$WORK_DIR/train.seconds" ||
+        fail "$SYSTEM: $(tail -n 1 "$WORK_DIR/train.out") (more in $WORK_DIR/train.out)"
+fi
+
+user_dir=$(taskmoe user-dir)
+full_model() {
+    fairseq_generate "$1" "$2" --user-dir "$user_dir" --path "$WORK_DIR/model/$CHECKPOINT" "${TASK_FLAGS[@]}"
+}
+subnet_flags=(--user-dir "$user_dir" "${TASK_FLAGS[@]}")
+if [[ $SUBNETS == fold ]]; then # a stock model, for stock fairseq: see translate_subnets.sh
+    export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1
+    subnet_flags=("${TASK_FLAGS[@]/taskmoe_translation/translation_multi_simple_epoch}" --required-batch-size-multiple 1)
+fi
+subnet() {
+    fairseq_generate "$1" "$2" --path "$WORK_DIR/subnets/$1/model.pt" "${subnet_flags[@]}"
+}
+
+translate_all "$WORK_DIR/translations" full_model
+# A pair that was never trained is a task without experts.
+if [[ $ZERO_SHOT_PAIRS && $SYSTEM != pair_pair ]]; then
+    LANG_PAIRS=$ZERO_SHOT_PAIRS translate_all "$WORK_DIR/zero_shot_translations" full_model
+fi
+if [[ $SUBNETS != none ]]; then
+    [[ -e $WORK_DIR/subnets ]] || fairseq-extract-subnet "$WORK_DIR/binary" --path "$WORK_DIR/model/$CHECKPOINT" \
+        --lang-pairs "$LANG_PAIRS" --output-dir "$WORK_DIR/subnets" >"$WORK_DIR/extract.out"
+    translate_all "$WORK_DIR/subnet_translations" subnet
+fi
+"$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --baseline-dir "$DATA_DIR/dense-$SEED" \
+    --system "$SYSTEM" --seed "$SEED" --data "$DATA" --lang-pairs "$LANG_PAIRS" --zero-shot-pairs "$ZERO_SHOT_PAIRS" \
+    --output "$RESULT" -- "${MODEL_FLAGS[@]}" "${TRAIN_FLAGS[@]}"

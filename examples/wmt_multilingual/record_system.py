@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""Write down what one system of the comparison reached: settings, scores, sizes and speeds, as one JSON file.
+
+Reads what compare_system.sh left in WORK_DIR: the checkpoint, the translations of the full model, of its subnets and of
+directions that it was not trained on, and fairseq's log of the training. BASELINE_DIR holds the same of the system
+that this one is tested against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.significance import PairedTest
+
+import taskmoe_plugin  # noqa: F401  allows what fairseq's checkpoints hold to be loaded
+import text
+from score import score_direction
+from text import Direction, TextError
+
+EXPERT = re.compile(r"\.moe\.experts\.(\d+)\.")
+LOGGED = re.compile(r"\| (train_inner|valid) \| (\{.*\})$")
+
+
+def reference_of(work_dir: Path, direction: Direction) -> Path:
+    """The test text that translations of a direction are scored against."""
+    name = text.find_name(work_dir / "text", "test", direction)
+    if name is None:
+        raise TextError(f"{work_dir / 'text'}: no test text for {direction}")
+    return work_dir / "text" / f"test.{name}.{direction.target}"
+
+
+def bootstrap(hypotheses: Path, baseline: Path, reference: Path, lang: str) -> dict[str, float]:
+    """The difference in BLEU from a baseline and its p-value, from sacrebleu's paired bootstrap of 1,000 samples."""
+    systems = [(str(path), path.read_text(encoding="utf-8").split("\n")[:-1]) for path in (baseline, hypotheses)]
+    references = [list(text.read_lines(reference))]
+    _, results = PairedTest(systems, {"BLEU": BLEU(trg_lang=lang)}, references, test_type="bs", n_samples=1000)()
+    before, after = results["BLEU"]
+    return {"difference": after.score - before.score, "p": after.p_value}
+
+
+def scores(work_dir: Path, folder: str, directions: list[Direction]) -> dict[str, Any]:
+    """sacrebleu's scores of the translations in a folder, by direction."""
+    return {
+        str(each): score_direction(work_dir / folder / f"{each}.txt", reference_of(work_dir, each), each.target)
+        for each in directions
+    }
+
+
+def parameters(checkpoint: Path, flags: list[str]) -> dict[str, int]:
+    """How many parameters a model has, and how many of them a token uses."""
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["model"]
+    shared: dict[int, int] = {}
+    experts = 0
+    numbers = set()
+    for name, tensor in weights.items():
+        found = EXPERT.search(name)
+        if found:
+            experts += tensor.numel()
+            numbers.add(found[1])
+        elif tensor.is_floating_point():
+            shared[tensor.data_ptr()] = tensor.numel()
+    total = sum(shared.values()) + experts
+    used = experts * int(flags[flags.index("--moe-top-k") + 1]) // len(numbers) if numbers else 0
+    return {"total": total, "active": sum(shared.values()) + used}
+
+
+def logged(log: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """What fairseq logged of one kind, from lines such as ``... | train_inner | {"epoch": 1, ...}``."""
+    for line in log.read_text(encoding="utf-8").splitlines():
+        found = LOGGED.search(line)
+        if found and found[1] == kind:
+            yield json.loads(found[2])
+
+
+def words_per_second(work_dir: Path, intervals: list[dict[str, Any]]) -> float | None:
+    """Words of training for each second of the processor; None after an interruption, for its seconds are lost."""
+    lines = (work_dir / "train.seconds").read_text().splitlines()
+    if len(lines) != 2:
+        return None
+    updates = [0, *(int(each["num_updates"]) for each in intervals)]
+    words = sum((after - before) * float(each["wpb"]) for before, after, each in zip(updates, updates[1:], intervals))
+    return words / float(lines[1])
+
+
+def training(work_dir: Path) -> dict[str, Any]:
+    """What the log says of the training: its speed and how it ended."""
+    log = work_dir / "train.out"
+    intervals, validations = list(logged(log, "train_inner")), list(logged(log, "valid"))
+    if not intervals or not validations:
+        raise TextError(f"{log}: no training in it; delete the directory and run the system again")
+    last = {name: float(value) for name, value in intervals[-1].items()}
+    gates = ("experts_in_use", "gate_entropy", "balance_loss")
+    return {
+        "updates": int(last["num_updates"]),
+        "words_per_processor_second": words_per_second(work_dir, intervals),
+        "valid_nll_loss": float(validations[-1]["valid_nll_loss"]),
+        "gates": {stack: {name: last[f"{stack}_{name}"] for name in gates} for stack in ("encoder", "decoder")},
+    }
+
+
+def commit() -> str:
+    """The commit of the working tree, marked where it has changes; empty outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def record(args: argparse.Namespace) -> dict[str, Any]:
+    """All that is known of one run."""
+    work_dir, directions = args.work_dir, text.parse_directions(args.lang_pairs)
+    found: dict[str, Any] = {
+        "data": args.data,
+        "system": args.system,
+        "seed": args.seed,
+        "flags": [flag.replace(str(work_dir), "WORK_DIR") for flag in args.flags],
+        "commit": commit(),
+        "versions": {name: version(name) for name in ("torch", "sacrebleu", "sentencepiece")},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": os.environ["OMP_NUM_THREADS"]},
+        "parameters": parameters(work_dir / "model" / "checkpoint_last.pt", args.flags),
+        "training": training(work_dir),
+        "directions": scores(work_dir, "translations", directions),
+    }
+    if (work_dir / "subnet_translations" / "finished").exists():
+        found["subnets"] = scores(work_dir, "subnet_translations", directions)
+    if (work_dir / "zero_shot_translations" / "finished").exists():
+        untrained = text.parse_directions(args.zero_shot_pairs)
+        found["zero_shot"] = scores(work_dir, "zero_shot_translations", untrained)
+    if args.baseline_dir.resolve() != work_dir.resolve():
+        for direction in directions:
+            paths = (each / "translations" / f"{direction}.txt" for each in (work_dir, args.baseline_dir))
+            found["directions"][str(direction)]["against_dense"] = bootstrap(
+                *paths, reference_of(work_dir, direction), direction.target
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag in ("--work-dir", "--baseline-dir", "--output"):
+        parser.add_argument(flag, type=Path, required=True)
+    for flag in ("--system", "--data", "--lang-pairs"):
+        parser.add_argument(flag, required=True)
+    parser.add_argument("--zero-shot-pairs", default="", help="directions that were not trained")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("flags", nargs="*", help="after --: the flags of the model and of its training")
+    args = parser.parse_args()
+    partial = args.output.with_name(args.output.name + ".partial")
+    partial.write_text(json.dumps(record(args), indent=1) + "\n", encoding="utf-8")
+    partial.rename(args.output)
+
+
+if __name__ == "__main__":
+    text.run(main)

@@ -1,0 +1,115 @@
+"""The comparison of systems: small trainings that leave their figures, and the page made of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.examples.commands import EXAMPLE, run_step
+from tests.examples.test_pipeline import NOUNS, sentences
+
+
+def run_comparison(folder: Path, **changes: str):
+    environment = {
+        "INPUT_DIR": str(folder / "mine"),
+        "WORK_DIR": str(folder / "work"),
+        "RESULTS": str(folder / "results" / "small"),
+        "LANGS": "en,de",
+        "LANG_PAIRS": "en-de,de-en",
+        "ZERO_SHOT_PAIRS": "",
+        "VOCABULARY_SIZE": "38",
+        "MAX_UPDATE": "2",
+        "LOG_INTERVAL": "1",
+        "SYSTEMS": "dense token_target",
+        "SEEDS": "1",
+    }
+    return run_step("comparison.sh", EXAMPLE / "settings" / "comparison_multi30k.sh", **environment | changes)
+
+
+def render(folder: Path) -> str:
+    finished = run_step("render_comparison.py", "--results-dir", folder / "results", "--output", folder / "page.md")
+    assert finished.returncode == 0, finished.stderr
+    return (folder / "page.md").read_text(encoding="utf-8")
+
+
+def test_each_system_leaves_its_figures_once_and_they_become_a_page(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for lang in NOUNS:
+        lines = sentences(lang)
+        for split, part in (("train", lines), ("valid", lines[:5]), ("test", lines[:13])):
+            (tmp_path / "mine" / f"{split}.{lang}").write_text("\n".join(part) + "\n", encoding="utf-8")
+    finished = run_comparison(tmp_path)
+    assert finished.returncode == 0, finished.stderr
+
+    dense, routed = (
+        json.loads((tmp_path / "results" / "small" / f"{system}-1.json").read_text())
+        for system in ("dense", "token_target")
+    )
+    assert dense["training"]["updates"] == routed["training"]["updates"] == 2
+    assert dense["parameters"]["total"] == dense["parameters"]["active"]
+    # What the gates have is all that a token passes more than in a dense model.
+    assert 0 < routed["parameters"]["active"] - dense["parameters"]["active"] < 20_000
+    assert routed["parameters"]["total"] > 1.5 * routed["parameters"]["active"]
+    for direction, each in routed["directions"].items():
+        assert each["sentences"] == 13
+        assert 0 <= each["against_dense"]["p"] <= 1
+        assert routed["subnets"][direction]["bleu"] == each["bleu"]
+    assert "subnets" not in dense
+    assert str(tmp_path) not in json.dumps(routed)
+
+    again = run_comparison(tmp_path)
+    assert again.returncode == 0
+    assert all("done already" in line for line in again.stdout.splitlines())
+    assert "2 trainings of 2 updates; 2 directions, 26 test sentences" in render(tmp_path)
+
+
+def run_of(system: str, seed: int, bleu: float, p: float) -> dict:
+    gates = {"experts_in_use": 0.5, "gate_entropy": 1.0, "balance_loss": 1.0}
+    tested = {} if system == "dense" else {"against_dense": {"difference": bleu - 20.0, "p": p}}
+    score = {"bleu": bleu, "chrf": 50.0, "sentences": 10}
+    return {
+        "system": system,
+        "seed": seed,
+        "flags": ["--seed", str(seed)],
+        "parameters": {"total": 3_000_000, "active": 2_000_000},
+        "training": {
+            "updates": 10,
+            "words_per_processor_second": 1000.0,
+            "valid_nll_loss": 2.0,
+            "gates": {"encoder": gates, "decoder": gates},
+        },
+        "directions": {"en-de": score | tested, "de-en": score | tested},
+        "zero_shot": {"fr-de": score},
+    }
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    (tmp_path / "results" / "made-up").mkdir(parents=True)
+    for run in (run_of("dense", 1, 20, 1), run_of("better", 1, 22, 0.01), run_of("better", 2, 24, 0.06)):
+        path = tmp_path / "results" / "made-up" / f"{run['system']}-{run['seed']}.json"
+        path.write_text(json.dumps(run), encoding="utf-8")
+    return render(tmp_path)
+
+
+def test_the_page_has_means_and_ranges_over_seeds_best_system_first(page: str) -> None:
+    better, dense = (line for line in page.splitlines() if line.startswith(("| better | 2 |", "| dense | 1 |")))
+    assert "| 23.00 [22.00, 24.00] | 23.00 [22.00, 24.00] |" in better
+    assert "| 20.00 | 20.00 |" in dense
+    assert page.index(better) < page.index(dense)
+
+
+def test_the_page_counts_the_directions_in_which_a_difference_is_significant(page: str) -> None:
+    assert "| 2 of 4 | 0 of 4 |" in page
+
+
+def test_directions_that_were_not_trained_have_a_table_of_their_own(page: str) -> None:
+    table = page.split("BLEU in directions that were not trained:")[1]
+    assert "| system | fr-de |" in table
+    assert "| better | 23.0 |" in table
+
+
+def test_an_unknown_system_is_one_line(tmp_path: Path) -> None:
+    finished = run_comparison(tmp_path, SYSTEM="best")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("comparison.sh: error: SYSTEM=best: no such system; choose from dense ")
