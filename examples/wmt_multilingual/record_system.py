@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,14 @@ def reference_of(work_dir: Path, direction: Direction) -> Path:
     return work_dir / "text" / f"test.{name}.{direction.target}"
 
 
-def bootstrap(hypotheses: Path, baseline: Path, reference: Path, lang: str) -> dict[str, float]:
+def bootstrap(hypotheses: Path, baseline: Path, reference: Path, lang: str) -> dict[str, Any]:
     """The difference in BLEU from a baseline and its p-value, from sacrebleu's paired bootstrap of 1,000 samples."""
-    systems = [(str(path), path.read_text(encoding="utf-8").split("\n")[:-1]) for path in (baseline, hypotheses)]
+    systems: list[tuple[str, Sequence[str]]] = [
+        (str(path), path.read_text(encoding="utf-8").split("\n")[:-1]) for path in (baseline, hypotheses)
+    ]
     references = [list(text.read_lines(reference))]
-    _, results = PairedTest(systems, {"BLEU": BLEU(trg_lang=lang)}, references, test_type="bs", n_samples=1000)()
-    before, after = results["BLEU"]
+    found: Any = PairedTest(systems, {"BLEU": BLEU(trg_lang=lang)}, references, test_type="bs", n_samples=1000)()
+    before, after = found[1]["BLEU"]
     return {"difference": after.score - before.score, "p": after.p_value}
 
 
@@ -137,10 +139,9 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
         found["zero_shot"] = scores(work_dir, "zero_shot_translations", untrained)
     if args.baseline_dir.resolve() != work_dir.resolve():
         for direction in directions:
-            paths = (each / "translations" / f"{direction}.txt" for each in (work_dir, args.baseline_dir))
-            found["directions"][str(direction)]["against_dense"] = bootstrap(
-                *paths, reference_of(work_dir, direction), direction.target
-            )
+            ours, theirs = (each / "translations" / f"{direction}.txt" for each in (work_dir, args.baseline_dir))
+            tested = bootstrap(ours, theirs, reference_of(work_dir, direction), direction.target)
+            found["directions"][str(direction)]["against_dense"] = tested
     return found
 
 

@@ -38,7 +38,7 @@ def load(directory: Path) -> dict[str, list[dict[str, Any]]]:
 
 def mean(directions: dict[str, Any], metric: str = "bleu", chosen: Callable[[str], bool] = bool) -> float:
     """The mean score of the chosen directions."""
-    return statistics.mean(each[metric] for name, each in directions.items() if chosen(name))
+    return statistics.mean(float(each[metric]) for name, each in directions.items() if chosen(name))
 
 
 def over_seeds(values: Iterable[float], form: str = ".2f") -> str:

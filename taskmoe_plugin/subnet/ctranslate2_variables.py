@@ -39,8 +39,9 @@ class ReadWhenNeeded(Variable):  # type: ignore[misc]
     def num_bytes(self) -> int:
         return self._shape.numel() * torch.float32.itemsize
 
-    def to_bytes(self) -> memoryview:
-        return memoryview(np.ascontiguousarray(self.numpy())).cast("B")
+    def to_bytes(self) -> np.ndarray:
+        # CTranslate2 writes it to a file, which takes an array's memory as it is: a copy would be as large again.
+        return np.ascontiguousarray(self.numpy())
 
     def _to(self, dtype: str) -> Variable:
         return PyTorchVariable(self._make().to(getattr(torch, dtype)))
