@@ -6,8 +6,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from fairseq.distributed import LegacyDistributedDataParallel
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
+
+
+def fit_buffer(wrapper: LegacyDistributedDataParallel) -> None:
+    """Have fairseq's legacy_ddp exchange the gradients that processes share, and nothing else.
+
+    It exchanges a buffer that has room for all gradients, although it leaves out those of spread experts.
+    """
+    shared = sum(each.numel() for each in wrapper.module.parameters() if not hasattr(each, "expert"))
+    wrapper.buffer_size = min(wrapper.buffer_size, shared)
 
 
 def clip_by_whole_norm(optimizer: Any, group: Any) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from fairseq import utils
+from fairseq.distributed import LegacyDistributedDataParallel
 from fairseq.distributed import utils as distributed_utils
 from torch import nn
 
 from taskmoe_plugin.errors import failure
-from taskmoe_plugin.parallel.gradients import clip_by_whole_norm
+from taskmoe_plugin.parallel.gradients import clip_by_whole_norm, fit_buffer
 from taskmoe_plugin.parallel.shards import (
     ExpertShards,
     absent_parameters,
@@ -135,6 +136,8 @@ def prepare_optimizer(model: Any, optimizer: Any, args: Namespace) -> None:
         args: all flags of fairseq-train.
     """
     while hasattr(model, "module"):
+        if isinstance(model, LegacyDistributedDataParallel):
+            fit_buffer(model)
         model = model.module
     restore_state(model, optimizer, model.shards)
     model.shards = None

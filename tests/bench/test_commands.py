@@ -72,21 +72,24 @@ def test_bench_train_compares_updates_with_a_dense_model_of_equal_work(tmp_path:
 
 
 def test_bench_parallel_counts_what_processes_send_each_other(tmp_path: Path) -> None:
-    flags = [*SHAPE, "--experts", "4", "--tokens", "80", "--length", "5", "--routings", "task"]
+    flags = [*SHAPE, "--ffn-dim", "256", "--experts", "4", "--tokens", "80", "--length", "5", "--routings", "task"]
     rows = bench(tmp_path, "parallel", *flags)
     assert [(row["routing"], row["experts"], row["processes"]) for row in rows] == [
         ("task", "one process", 1), ("task", "replicated", 2), ("task", "expert parallel", 2)
     ]  # fmt: skip
     alone, replicated, spread = rows
     assert {row["words_per_update"] for row in rows} == {80}
+    # Each process has half of the four experts of one layer in each stack, and placeholders for the others.
+    expert, placeholder = 2 * 16 * 256 + 16 + 256, 4
+    assert alone["parameters"] == replicated["parameters"]
+    assert replicated["parameters"] - spread["parameters"] == 2 * 2 * (expert - placeholder)
     assert alone["sent_bytes"] < 1000
     # Each of the two sends the other half of its gradients, and half of the sums.
     assert replicated["sent_bytes"] == pytest.approx(2 * 4 * replicated["parameters"], rel=0.1)
-    # Each process has half of the four experts of one layer in each stack, and placeholders for the others.
-    expert = 2 * 16 * 32 + 16 + 32
-    assert replicated["parameters"] - spread["parameters"] == 2 * 2 * (expert - 4)
-    assert alone["parameters"] == replicated["parameters"]
-    assert spread["sent_bytes"] > 2 * 4 * (spread["parameters"] - 2 * 4 * 4 - 2 * 2 * expert)
+    shared = spread["parameters"] - 2 * 2 * (expert + placeholder)
+    # Out and back, forward and backward, of two layers: 80 tokens of width 16 for two experts, if all cross over.
+    exchanged = 2 * 2 * 2 * 80 * 16 * 2 * 4
+    assert 0 < spread["sent_bytes"] - 2 * 4 * shared < 1.1 * exchanged
 
 
 def test_bench_decode_builds_models_extracts_and_translates(tmp_path: Path) -> None:
