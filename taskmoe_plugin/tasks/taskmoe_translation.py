@@ -216,7 +216,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     def post_validate(self, model: Any, stats: dict[str, Any], meters: Any) -> None:
         """Write to TensorBoard, if ``--tensorboard-logdir`` is set, which experts the tasks use."""
         if self.validation_usage is not None:
-            self.validation_usage.write(model, meters, stats["num_updates"])
+            self.validation_usage.write(model, stats["num_updates"])
 
     def post_save(self, path: str, num_updates: int) -> None:
         """Remove the files of experts whose checkpoints fairseq has removed."""
@@ -265,4 +265,4 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if any("bleu_statistics" in log for log in logging_outputs):
             log_bleu(sum(log["bleu_statistics"] for log in logging_outputs), self.lang_pairs)
         if self.validation_usage is not None:
-            self.validation_usage.log(logging_outputs)
+            self.validation_usage.add(logging_outputs)
