@@ -26,7 +26,6 @@ def add_parser(commands: Any) -> None:
 
 def run(args: Namespace) -> None:
     """Consolidate, and say how large the file is."""
-    import taskmoe_plugin  # noqa: F401  allows what checkpoints hold to be loaded
     from taskmoe_plugin.errors import failure
     from taskmoe_plugin.subnet.consolidate import consolidate
     from taskmoe_plugin.subnet.errors import SubnetError
