@@ -73,7 +73,6 @@ def write_model(
     args: Namespace,
     making: Mapping[str, Recipe],
     read: Read,
-    read_shape: Read,
     vocabularies: Vocabularies,
     quantization: str,
 ) -> None:
@@ -86,11 +85,10 @@ def write_model(
         args: the full model's arguments.
         making: the tensors of a subnet without MoE layers, by name; each layer has its own width.
         read: reads the full model's tensors.
-        read_shape: gives tensors of their shapes, without content.
         vocabularies: the dictionaries.
         quantization: one of ``QUANTIZATIONS``.
     """
-    spec = _Builder(args, making, read, read_shape).build()
+    spec = _Builder(args, making, read).build()
     for register, vocabulary in (
         (spec.register_source_vocabulary, vocabularies.source),
         (spec.register_target_vocabulary, vocabularies.target),
@@ -111,11 +109,10 @@ def _tokens(vocabulary: Vocabulary) -> list[str]:
 class _Builder:
     """Fills the specification of a Transformer."""
 
-    def __init__(self, args: Namespace, making: Mapping[str, Recipe], read: Read, read_shape: Read) -> None:
+    def __init__(self, args: Namespace, making: Mapping[str, Recipe], read: Read) -> None:
         self.args = args
         self.making = making
         self.read = read
-        self.read_shape = read_shape
         self.made: dict[Recipe, Variable] = {}
 
     def build(self) -> TransformerSpec:
@@ -186,7 +183,9 @@ class _Builder:
         first = 2
         learned = f"{stack}.embed_positions.weight"
         if learned in self.making:
-            return self._variable(lambda read: self.making[learned](read)[first:])
+            recipe = self.making[learned]
+            shape = torch.Size((recipe.shape[0] - first, *recipe.shape[1:]))
+            return self._variable(Recipe(shape, lambda read: recipe.make(read)[first:]))
         side = {"encoder": "source", "decoder": "target"}[stack]
         positions = getattr(self.args, f"max_{side}_positions")
         width = self._arg(stack, "embed_dim")
@@ -201,9 +200,11 @@ class _Builder:
         return self.made[recipe]
 
     def _stacked(self, names: Sequence[str]) -> Variable:
-        return self._variable(lambda read: torch.cat([self.making[name](read) for name in names]))
+        parts = [self.making[name] for name in names]
+        shape = torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
+        return self._variable(Recipe(shape, lambda read: torch.cat([part.make(read) for part in parts])))
 
     def _variable(self, recipe: Recipe) -> Variable:
         from taskmoe_plugin.subnet.ctranslate2_variables import ReadWhenNeeded
 
-        return ReadWhenNeeded(recipe(self.read_shape).shape, partial(recipe, self.read))
+        return ReadWhenNeeded(recipe.shape, partial(recipe.make, self.read))

@@ -19,7 +19,7 @@ from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
 from taskmoe_plugin.subnet.langtokens import prefixes
 from taskmoe_plugin.subnet.output import check_free, new_directory
 from taskmoe_plugin.subnet.plan import Plan, make_plan
-from taskmoe_plugin.subnet.report import Row, Size, describe_gates, versions, write_json
+from taskmoe_plugin.subnet.report import Row, Size, count_parameters, describe_gates, versions, write_json
 from taskmoe_plugin.subnet.verify import Verifier
 from taskmoe_plugin.subnet.vocabulary import DictionaryReader, Vocabularies, used_symbols
 from taskmoe_plugin.subnet.weights import (
@@ -30,7 +30,6 @@ from taskmoe_plugin.subnet.weights import (
     read_weights,
     reader,
     recipes,
-    shape_reader,
 )
 
 
@@ -128,14 +127,12 @@ class _Extraction:
             dims = {name: ffn_dims(self.checkpoint.tensors, stack) for name, stack in self.job.plan.stacks.items()}
             stock = self.job.plan.dense and self.options.padded and not self.options.quantization
             widths = {name: max(own) for name, own in dims.items()} if stock else {}
-            making = recipes(self.checkpoint.tensors, self.job.plan, widths, self.options.dtype)
-            read_shape = shape_reader(self.checkpoint.tensors, rows)
-            full = Size.of_model(self.checkpoint.tensors)
-            parameters = Size.of_weights(read_weights(making, read_shape)).parameters
+            making = recipes(self.checkpoint.tensors, self.job.plan, rows, widths, self.options.dtype)
             with self._reader(rows) as read:
-                details = self._write(directory, making, read, read_shape, vocabularies, dims, widths)
+                details = self._write(directory, making, read, vocabularies, dims, widths)
             vocabularies.write(directory, restriction=self.options.trim_vocabulary)
-            subnet = Size(parameters, (directory / details["file"]).stat().st_size)
+            full = Size.of_model(self.checkpoint.tensors)
+            subnet = Size(count_parameters(making), (directory / details["file"]).stat().st_size)
             content = self._content(details, full, subnet, vocabularies)
             seconds = time.monotonic() - start
             verified = self._verify(directory, vocabularies)
@@ -166,7 +163,6 @@ class _Extraction:
         directory: Path,
         making: dict[str, Recipe],
         read: Read,
-        read_shape: Read,
         vocabularies: Vocabularies,
         dims: dict[str, list[int]],
         widths: dict[str, int],
@@ -174,9 +170,7 @@ class _Extraction:
         """Write the model; returns what ``subnet.json`` says of its format."""
         checkpoint, plan, quantization = self.checkpoint, self.job.plan, self.options.quantization
         if quantization:
-            ctranslate2_format.write_model(
-                directory, checkpoint.args, making, read, read_shape, vocabularies, quantization
-            )
+            ctranslate2_format.write_model(directory, checkpoint.args, making, read, vocabularies, quantization)
             return {"format": "ctranslate2", "file": "model.bin", "quantization": quantization, "ffn_dims": dims}
         if widths:
             args = fairseq_format.stock_args(checkpoint.args, widths)

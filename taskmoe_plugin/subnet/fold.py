@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Of shape (F, C), (F,), (C, F) and (C,), where F is the hidden width.
 PARTS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
 # For each part with a hidden dimension, what F.pad is told to append to it.
 _AFTER = {"fc1.weight": (0, 0, 0, 1), "fc1.bias": (0, 1), "fc2.weight": (0, 1)}
+
+
+def part_shapes(inputs: int, hidden: int) -> dict[str, torch.Size]:
+    """The shapes of the parts of a network with ``hidden`` hidden units."""
+    shapes = (hidden, inputs), (hidden,), (inputs, hidden), (inputs,)
+    return {part: torch.Size(shape) for part, shape in zip(PARTS, shapes)}
 
 
 def fold(part: str, experts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.plan import Plan, StackPlan
+from taskmoe_plugin.subnet.weights import Recipe
 
 _BUFFER = re.compile(r"(encoder|decoder)\.(version|tasks\.\w+|layers\.\d+\.moe\.router\.(experts|weights))")
 HEADER = ("pairs", "form", "parameters", "of", "ratio", "bytes", "of", "seconds")
@@ -29,19 +28,14 @@ class Size:
     @classmethod
     def of_model(cls, tensors: MappedTensors) -> Size:
         """The size of the full model."""
-        return cls._of(
-            tensors.alike(name) for name in tensors.names() if _is_parameter(name) and name not in tensors.tied
-        )
-
-    @classmethod
-    def of_weights(cls, weights: dict[str, Tensor]) -> Size:
-        """The size of a subnet's tensors."""
-        return cls._of({id(tensor): tensor for name, tensor in weights.items() if _is_parameter(name)}.values())
-
-    @classmethod
-    def _of(cls, tensors: Iterable[Tensor]) -> Size:
-        kept = list(tensors)
+        names = (name for name in tensors.names() if _is_parameter(name) and name not in tensors.tied)
+        kept = [tensors.alike(name) for name in names]
         return cls(sum(tensor.numel() for tensor in kept), sum(tensor.nbytes for tensor in kept))
+
+
+def count_parameters(making: Mapping[str, Recipe]) -> int:
+    """Parameters of a subnet."""
+    return sum(recipe.shape.numel() for recipe in {recipe for name, recipe in making.items() if _is_parameter(name)})
 
 
 def _is_parameter(name: str) -> bool:

@@ -4,39 +4,57 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
-from taskmoe_plugin.subnet.fold import PARTS, fold, pad
+from taskmoe_plugin.subnet.fold import PARTS, fold, pad, part_shapes
 from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan
 
 _OF_LAYERS = re.compile(r"(encoder|decoder)\.(layers\.\d+\.(moe|fc1|fc2)|tasks)\.")
 
 # Reads a tensor of the full model.
 Read = Callable[[str], Tensor]
-# Makes a tensor of the subnet out of what it reads.
-Recipe = Callable[[Read], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to make a tensor of the subnet.
+
+    Attributes:
+        shape: the tensor's shape, which is known before anything is read.
+        make: makes it out of what it reads.
+    """
+
+    shape: torch.Size
+    make: Callable[[Read], Tensor]
 
 
 def recipes(
-    tensors: MappedTensors, plan: Plan, widths: Mapping[str, int], dtype: torch.dtype | None
+    tensors: MappedTensors,
+    plan: Plan,
+    rows: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+    dtype: torch.dtype | None,
 ) -> dict[str, Recipe]:
     """How to make each tensor of a subnet, by its name; tensors that share weights have the same recipe.
 
     Args:
         tensors: the full model.
         plan: what becomes of it.
+        rows: for tensors of which only some rows are kept, their indices (int64).
         widths: the hidden width that feed-forward networks outside MoE layers are padded to, for stacks that need it.
         dtype: what floating-point weights are stored as; None: as they are, folded ones in fp32.
     """
-    found = dict(_recipes(tensors, plan, widths))
+    found = dict(_recipes(tensors, plan, rows, widths))
     if dtype is not None:
         # A gate computes in fp32 whatever the model does.
         found = {
-            name: recipe if ".router." in name else partial(_rounded, recipe, dtype) for name, recipe in found.items()
+            name: recipe if ".router." in name else replace(recipe, make=partial(_rounded, recipe.make, dtype))
+            for name, recipe in found.items()
         }
     tied = {name: found[original] for name, original in tensors.tied.items() if name in tensors.names()}
     return {**found, **tied}
@@ -44,7 +62,7 @@ def recipes(
 
 def read_weights(making: Mapping[str, Recipe], read: Read) -> dict[str, Tensor]:
     """All tensors of a subnet by name; those that share weights are the same object."""
-    made = {recipe: recipe(read) for recipe in dict.fromkeys(making.values())}
+    made = {recipe: recipe.make(read) for recipe in dict.fromkeys(making.values())}
     return {name: made[recipe] for name, recipe in making.items()}
 
 
@@ -61,16 +79,6 @@ def reader(tensors: MappedTensors, rows: Mapping[str, Tensor], advance: Callable
         tensor = tensors.tensor(name, rows.get(name))
         advance(tensor.nbytes)
         return tensor
-
-    return read
-
-
-def shape_reader(tensors: MappedTensors, rows: Mapping[str, Tensor]) -> Read:
-    """Reads nothing from the disk: gives tensors without content (device ``meta``), of the shape and type they have."""
-
-    def read(name: str) -> Tensor:
-        tensor = tensors.mapped(name)
-        return torch.empty_like(tensor[: len(rows[name])] if name in rows else tensor, device="meta")
 
     return read
 
@@ -105,30 +113,38 @@ def _networks(stack: StackPlan, layer: int) -> list[str]:
     return [f"{prefix}moe.experts.{index}." for index in stack.kept_experts(layer)]
 
 
-def _recipes(tensors: MappedTensors, plan: Plan, widths: Mapping[str, int]) -> Iterator[tuple[str, Recipe]]:
+def _recipes(
+    tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor], widths: Mapping[str, int]
+) -> Iterator[tuple[str, Recipe]]:
     for name in _shared_names(tensors):
-        yield name, _copy(name)
+        shape = tensors.mapped(name).shape
+        kept = torch.Size((len(rows[name]), *shape[1:])) if name in rows else shape
+        yield name, Recipe(kept, _reading(name))
     for name, stack in plan.stacks.items():
+        dims = ffn_dims(tensors, stack)
         for layer in range(stack.layers):
             if layer in stack.moe_layers and stack.fate is not Fate.FOLDED:
                 yield from _moe_layer(tensors, stack, layer)
-            else:
-                for part in PARTS:
-                    yield f"{name}.layers.{layer}.{part}", partial(_dense_part, stack, layer, part, widths.get(name))
+                continue
+            inputs = tensors.mapped(_networks(stack, layer)[0] + "fc2.bias").numel()
+            shapes = part_shapes(inputs, widths.get(name, dims[layer]))
+            for part in PARTS:
+                make = partial(_dense_part, stack, layer, part, widths.get(name))
+                yield f"{name}.layers.{layer}.{part}", Recipe(shapes[part], make)
         if stack.fate is Fate.ROUTED:
             yield f"{name}.tasks.share", _constant(_kept_share(tensors, stack))
 
 
-def _copy(name: str) -> Recipe:
+def _reading(name: str) -> Callable[[Read], Tensor]:
     return lambda read: read(name)
 
 
 def _constant(tensor: Tensor) -> Recipe:
-    return lambda read: tensor
+    return Recipe(tensor.shape, lambda read: tensor)
 
 
-def _rounded(recipe: Recipe, dtype: torch.dtype, read: Read) -> Tensor:
-    tensor = recipe(read)
+def _rounded(make: Callable[[Read], Tensor], dtype: torch.dtype, read: Read) -> Tensor:
+    tensor = make(read)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
@@ -145,7 +161,8 @@ def _dense_part(stack: StackPlan, layer: int, part: str, width: int | None, read
 
 def _moe_layer(tensors: MappedTensors, stack: StackPlan, layer: int) -> Iterator[tuple[str, Recipe]]:
     for prefix in _networks(stack, layer):
-        yield from ((prefix + part, _copy(prefix + part)) for part in PARTS)
+        names = [prefix + part for part in PARTS]
+        yield from ((name, Recipe(tensors.mapped(name).shape, _reading(name))) for name in names)
     router = f"{stack.config.stack}.layers.{layer}.moe.router."
     if stack.fate is Fate.WHOLE:
         yield from ((name, _constant(tensors.tensor(name))) for name in tensors.names() if name.startswith(router))
