@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "models": {"moe", "parallel", "models", "errors"},
     "criterions": {"moe", "parallel", "models", "criterions", "errors"},
     "tasks": {"moe", "parallel", "models", "tasks", "errors"},
+    "report": {"moe", "models", "subnet", "report", "errors"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,11 +51,14 @@ def run(args: Namespace) -> None:
 
     for name in ("fairseq", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     data = [Path(each) for each in args.data.split(":")] if args.data else []
     try:
         files.check_free(args.output_dir, args.force)
         report = content.find_out(args.path, data, args.gen_subset or "valid", sentences)
         files.write(report, args.output_dir, plots=not args.no_plots)
+    except KeyboardInterrupt:
+        failure(f"--output-dir {args.output_dir}: interrupted; nothing was written, run again")
     except SubnetError as error:
         # Its texts name the flag that extraction has for the checkpoint.
         failure(str(error).removeprefix("--path "))

@@ -21,8 +21,8 @@ BAR_HEIGHT = 1.4
 # Panels stand side by side up to this width.
 MAX_WIDTH = 16.0
 SMALL, NORMAL, LARGE = 7, 8, 10
-# What a task does not use at all is left blank, and so differs from what it uses a little.
-COLOURS = "viridis_r"
+# What a task does not use at all is grey, and so differs from what it uses a little.
+COLOURS, NONE = "YlGnBu", "0.9"
 
 
 def figures(usage: StackUsage) -> Iterator[tuple[str, Figure]]:
@@ -41,7 +41,7 @@ def experts_figure(usage: StackUsage) -> Figure:
         experts * CELL,
         tasks * CELL,
         _label_width(usage.tasks),
-        f"{_title(usage)}: weight of each expert",
+        f"{_title(usage)}: weight of each expert (grey: unused)",
     )
     scale = Normalize(0, max(float(each.max()) for each in matrices))
     for axes, layer, matrix in zip(panels, usage.layers, matrices):
@@ -59,7 +59,7 @@ def similarity_figure(usage: StackUsage) -> Figure:
     order = cluster_order(similarity)
     names = [usage.tasks[task] for task in order]
     side, margin = len(names) * CELL, _label_width(names)
-    figure, [axes] = _panels(1, side, side, margin, f"{_title(usage)}: shared experts", bottom=margin)
+    figure, [axes] = _panels(1, side, side, margin, f"{_title(usage)}: shared experts (grey: none)", bottom=margin)
     image = _heat_map(axes, similarity[order][:, order], Normalize(0, 1))
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.set_xticks(range(len(names)), names, fontsize=SMALL, rotation=90)
@@ -133,9 +133,10 @@ def _heat_map(axes: Any, matrix: Tensor, scale: Normalize) -> Any:
     rows, columns = matrix.shape
     shown = matrix.masked_fill(matrix == 0, float("nan")).numpy()
     image = axes.imshow(shown, cmap=COLOURS, norm=scale, aspect="auto", interpolation="none")
+    axes.set_facecolor(NONE)
     axes.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
     axes.set_yticks([row - 0.5 for row in range(1, rows)], minor=True)
-    axes.grid(which="minor", color="lightgrey", linewidth=0.4)
+    axes.grid(which="minor", color="white", linewidth=0.4)
     axes.tick_params(which="minor", length=0)
     return image
 

@@ -38,7 +38,7 @@ def subnet_sizes(checkpoint: Checkpoint) -> list[SubnetSize]:
     """
     tensors = checkpoint.tensors
     full = Size.of_model(tensors).parameters
-    outside = full - sum(tensors.mapped(name).numel() for name in tensors.names() if _FEED_FORWARD.fullmatch(name))
+    outside = full - sum(tensors.alike(name).numel() for name in tensors.names() if _FEED_FORWARD.fullmatch(name))
     sizes = []
     for pair in checkpoint.pairs:
         plan = make_plan(checkpoint, [pair])
@@ -54,7 +54,7 @@ def _feed_forward(tensors: MappedTensors, plan: Plan, padded: bool) -> int:
         for layer, width in enumerate(dims):
             if stack.fate is Fate.WHOLE and layer in stack.moe_layers:
                 prefix = f"{stack.config.stack}.layers.{layer}.moe."
-                total += sum(tensors.mapped(name).numel() for name in tensors.names() if name.startswith(prefix))
+                total += sum(tensors.alike(name).numel() for name in tensors.names() if name.startswith(prefix))
             else:
                 total += _network(stack, max(dims) if padded else width)
     return total

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,7 @@ def test_a_missing_library_is_named_with_its_extra(
 def test_matplotlib_is_not_loaded_without_plots(by_task: Path, tmp_path: Path) -> None:
     script = f"""
 import sys
+from functools import partial
 from taskmoe_plugin.cli.main import main
 main(["report", {str(by_task)!r}, "--output-dir", {str(tmp_path / "out")!r}, "--no-plots"])
 print("loaded" if "matplotlib" in sys.modules else "not loaded")
@@ -187,3 +190,29 @@ def test_flags_that_make_no_sense_are_wrong_usage(
     by_task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], expected: str
 ) -> None:
     assert expected in error_of(capsys, by_task, "--output-dir", tmp_path / "out", *flags, status=2)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_an_interrupted_run_leaves_nothing(by_task: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    # Drawing is where most of the time goes; here it never ends.
+    script = f"""
+import time
+from taskmoe_plugin.cli.main import main
+from taskmoe_plugin.report import plots
+plots.load_figure = lambda usage: (print("drawing", flush=True), time.sleep(60))
+main(["report", {str(by_task)!r}, "--output-dir", {str(tmp_path)!r}])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where the tests run in the background, a shell has them ignore SIGINT, which children inherit.
+        preexec_fn=partial(signal.signal, kind, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "drawing\n"
+    assert list(tmp_path.iterdir())
+    process.send_signal(kind)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"--output-dir {tmp_path}: interrupted; nothing was written, run again" in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
