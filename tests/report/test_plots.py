@@ -50,9 +50,7 @@ def outside(figure: Any, renderer: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("tasks", "experts", "layers"), [(1, 2, 1), (4, 8, 2), (10, 11, 3), (30, 128, 3)]
-)
+@pytest.mark.parametrize(("tasks", "experts", "layers"), [(1, 2, 1), (4, 8, 2), (10, 11, 3), (30, 128, 3)])
 def test_all_labels_are_shown_and_none_overlaps_or_is_cut_off(tasks: int, experts: int, layers: int) -> None:
     for name, figure in figures(usage_of(tasks, experts, layers)):
         canvas = FigureCanvasAgg(figure)
