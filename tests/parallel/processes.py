@@ -16,7 +16,8 @@ from torch import distributed as dist
 
 PATIENCE = 900  # seconds
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.parallel.jobs"])
+# PyTorch imports the second with the first update.
+_context.set_forkserver_preload(["tests.parallel.jobs", "torch._dynamo"])
 
 
 @contextmanager
