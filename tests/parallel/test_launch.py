@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from taskmoe_plugin.cli import launch
 from taskmoe_plugin.cli.main import main
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import train
@@ -59,11 +62,36 @@ def test_launch_refuses_what_it_cannot_launch(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("ending", "status", "message"),
+    [
+        (2, 2, "fairseq-train: process 1 could not start; what is wrong with its flags is written above"),
+        (
+            1,
+            1,
+            "fairseq-train: process 1 of 2 ended with status 1 (what it says is above), and the others were stopped",
+        ),
+        (-15, 1, "fairseq-train: process 1 of 2 was killed by SIGTERM, and the others were stopped"),
+    ],
+)
+def test_launch_says_how_the_first_process_that_failed_ended(
+    ending: int, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> None:
+        failures = [ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="") for rank, code in failed]
+        failures[1].timestamp = failures[0].timestamp - 5
+        raise ChildFailedError("fairseq-train", dict(enumerate(failures)))
+
+    failed = [(0, 7), (1, ending)]
+    monkeypatch.setattr(torchrun, "main", fail)
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(SystemExit) as exit:
+        main(["launch", "--processes", "2", "--", "fairseq-train"])
+    assert exit.value.code == status
+    assert message in capsys.readouterr().err
+
+
 def test_several_machines_meet_at_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.distributed import run as torchrun
-
-    from taskmoe_plugin.cli import launch
-
     calls: list[list[str]] = []
     monkeypatch.setattr(torchrun, "main", calls.append)
     monkeypatch.setenv("PYTHONPATH", "")
