@@ -171,7 +171,9 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*rows, f"{'total':<52}" + "".join(f"{total:>13,}" for total in totals)])
 
 
-def clean_all(input_dir: Path, output_dir: Path, directions: list[Direction], rules: Rules, workers: int) -> None:
+def clean_all(
+    input_dir: Path, output_dir: Path, directions: list[Direction], rules: Rules, workers: int | None
+) -> None:
     """Clean every pair, ``workers`` at a time, to ``output_dir``, which must not exist."""
     with text.new_directory(output_dir) as partial, ProcessPoolExecutor(workers) as pool:
         held_out = copy_held_out(input_dir, partial, directions)
@@ -201,7 +203,7 @@ def main() -> None:
         metavar="PROBABILITY",
         help="drop lines that are in another language with this probability, such as 0.5 (default: do not)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="pairs to clean at a time (default: 1)")
+    parser.add_argument("--workers", type=int, help="pairs to clean at a time (default: one for each core)")
     args = parser.parse_args()
     rules = Rules(args.max_characters, args.max_ratio, args.identify_languages)
     clean_all(args.input_dir, args.output_dir, text.parse_directions(args.lang_pairs), rules, args.workers)

@@ -17,8 +17,8 @@ fi
 [[ -f $1 ]] || fail "$1: no such settings file" 2
 command -v taskmoe >/dev/null || fail "taskmoe: not found; activate the environment where taskmoe_plugin is installed"
 
-# What a settings file may leave out.
-DOWNLOAD_COMMAND=() ENCODE_FLAGS=() LAUNCHER=() SCORE_FLAGS=()
+# What a settings file may leave out; the last two say how to train on the machine at hand, and may differ between runs.
+DOWNLOAD_COMMAND=() ENCODE_FLAGS=() TOKENIZE=13a GROUP_FLAGS=() LAUNCHER=() MACHINE_FLAGS=()
 # shellcheck source=settings/demo.sh
 source "$1"
 # Hundreds of lines about deprecations inside fairseq and hydra would hide what a step has to say.

@@ -44,8 +44,8 @@ def speed(log: Path) -> float:
     return float(found[-1])
 
 
-def compare(work_dir: Path, directions: list[Direction]) -> dict[str, Any]:
-    """BLEU, bytes and tokens per second of each system for each direction."""
+def compare(work_dir: Path, directions: list[Direction], tokenize: str) -> dict[str, Any]:
+    """BLEU, bytes and tokens per second of each system for each direction; ``tokenize`` as in ``score_direction``."""
     rows = {}
     for direction in directions:
         name = text.find_name(work_dir / "text", "test", direction)
@@ -55,7 +55,9 @@ def compare(work_dir: Path, directions: list[Direction]) -> dict[str, Any]:
         sizes = model_bytes(work_dir, direction)
         rows[str(direction)] = {
             system: {
-                "bleu": score_direction(work_dir / folder / f"{direction}.txt", reference, direction.target)["bleu"],
+                "bleu": score_direction(work_dir / folder / f"{direction}.txt", reference, direction.target, tokenize)[
+                    "bleu"
+                ],
                 "bytes": sizes[system],
                 "tokens_per_second": speed(work_dir / folder / f"{direction}.log"),
             }
@@ -88,8 +90,9 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--lang-pairs", required=True, help="directions to compare, such as en-de,de-en")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--tokenize", default="13a", metavar="NAME", help="sacrebleu's tokenizer (default: 13a)")
     args = parser.parse_args()
-    rows = compare(args.work_dir, text.parse_directions(args.lang_pairs))
+    rows = compare(args.work_dir, text.parse_directions(args.lang_pairs), args.tokenize)
     partial = args.output.with_name(args.output.name + ".partial")
     partial.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     partial.rename(args.output)

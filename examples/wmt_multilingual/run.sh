@@ -57,9 +57,10 @@ step model "$WORK_DIR/model/finished" "$EXAMPLE/train.sh" "$1"
 step translations "$WORK_DIR/translations/finished" "$EXAMPLE/translate.sh" "$1"
 echo "== scores"
 "$EXAMPLE/score.py" --translations-dir "$WORK_DIR/translations" --text-dir "$WORK_DIR/text" \
-    --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/scores.json" "${SCORE_FLAGS[@]}"
+    --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/scores.json" --tokenize "$TOKENIZE" "${GROUP_FLAGS[@]}"
 stop_after scores
 step subnets "$WORK_DIR/ctranslate2" "$EXAMPLE/extract.sh" "$1"
 step "translations of the subnets" "$WORK_DIR/ctranslate2_translations/finished" "$EXAMPLE/translate_subnets.sh" "$1"
 echo "== full model, its subnets in stock fairseq, and in CTranslate2 with 8-bit weights"
-"$EXAMPLE/compare.py" --work-dir "$WORK_DIR" --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/comparison.json"
+"$EXAMPLE/compare.py" --work-dir "$WORK_DIR" --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/comparison.json" \
+    --tokenize "$TOKENIZE"

@@ -15,5 +15,5 @@ for ((shard = 2; ; shard++)); do
     data+=:$WORK_DIR/binary/shard$shard
 done
 "${LAUNCHER[@]}" fairseq-train "$data" --user-dir "$user_dir" --save-dir "$WORK_DIR/model" \
-    "${TASK_FLAGS[@]}" "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
+    "${TASK_FLAGS[@]}" "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}" "${MACHINE_FLAGS[@]}"
 touch "$WORK_DIR/model/finished"

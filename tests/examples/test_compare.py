@@ -31,8 +31,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def compare(folder: Path):
-    return run_step("compare.py", "--work-dir", folder, "--lang-pairs", "de-en", "--output", folder / "comparison.json")
+def compare(folder: Path, *more: str):
+    output = folder / "comparison.json"
+    return run_step("compare.py", "--work-dir", folder, "--lang-pairs", "de-en", "--output", output, *more)
 
 
 def test_bleu_size_and_speed_of_the_three_stand_side_by_side(folder: Path) -> None:
@@ -47,6 +48,13 @@ def test_bleu_size_and_speed_of_the_three_stand_side_by_side(folder: Path) -> No
     row = json.loads((folder / "comparison.json").read_text())["de-en"]
     assert row["int8"]["bytes"] == 1_000_000
     assert row["full"]["tokens_per_second"] == 100
+
+
+def test_bleu_is_counted_with_the_tokenizer_asked_for(folder: Path) -> None:
+    words, characters = (compare(folder, "--tokenize", name).stdout.splitlines()[2].split() for name in ("13a", "char"))
+    assert compare(folder).stdout.splitlines()[2].split() == words
+    assert words[1:3] == characters[1:3] == ["100.00", "100.00"]
+    assert words[3] != characters[3]
 
 
 def test_a_translation_that_lost_a_sentence_is_an_error(folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_download_becomes_scores_by_direction_and_by_group(folder: Path) -> No
     assert tokenizers == ["tok:intl", "tok:zh"]
     assert not (work / "subnets").exists()
 
-    again = run(folder)
+    again = run(folder, GPUS="8", MAX_TOKENS="4096")
     assert again.returncode == 0, again.stderr
     assert [line for line in again.stdout.splitlines() if line.startswith("==") and "done already" not in line] == [
         "== scores"
@@ -94,7 +94,13 @@ def test_the_paper_has_thirty_directions() -> None:
 
 @pytest.mark.parametrize(("gpus", "nodes", "freq"), [(1, 1, 32), (8, 1, 4), (8, 4, 1), (8, 8, 1), (3, 1, 11)])
 def test_an_update_has_the_same_number_of_batches_on_any_number_of_gpus(gpus: int, nodes: int, freq: int) -> None:
-    assert f"--update-freq {freq} " in setting("TRAIN_FLAGS", GPUS=str(gpus), NODES=str(nodes))
+    assert f"--update-freq {freq} " in setting("MACHINE_FLAGS", GPUS=str(gpus), NODES=str(nodes))
+
+
+@pytest.mark.parametrize("variable", ["TEXT_COMMAND", "TRAIN_FLAGS", "VOCABULARY_FLAGS", "ENCODE_FLAGS"])
+def test_a_run_goes_on_with_another_machine(variable: str) -> None:
+    machine = {"GPUS": "8", "NODES": "2", "WORKERS": "3", "JOBS": "4", "MAX_TOKENS": "4096"}
+    assert setting(variable, WORK_DIR="work", **machine) == setting(variable, WORK_DIR="work")
 
 
 def test_several_gpus_and_machines_are_launched() -> None:

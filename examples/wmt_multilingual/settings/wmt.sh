@@ -1,4 +1,4 @@
-# The paper's WMT set-up: English to and from fifteen languages, a model of 533M parameters with 32 experts.
+# The paper's WMT set-up: English to and from fifteen languages, 467.6M parameters in layers of 32 experts.
 # Values can be set in the environment, as in: WORK_DIR=/data/wmt PROCESSES=8 run.sh settings/wmt.sh
 
 : "${WORK_DIR:=$EXAMPLE/out/wmt}"
@@ -42,7 +42,7 @@ of_languages() {
 
 DOWNLOAD_COMMAND=("$EXAMPLE/get_wmt.py" --lang-pairs "$LANG_PAIRS" --download-dir "$DOWNLOAD_DIR")
 TEXT_COMMAND=(
-    "$EXAMPLE/clean.py" --input-dir "$WORK_DIR/corpora" --lang-pairs "$LANG_PAIRS" --workers "$WORKERS"
+    "$EXAMPLE/clean.py" --input-dir "$WORK_DIR/corpora" --lang-pairs "$LANG_PAIRS"
     ${IDENTIFY_LANGUAGES:+--identify-languages "$IDENTIFY_LANGUAGES"}
 )
 VOCABULARY_FLAGS=(--size "$VOCABULARY_SIZE" --temperature "$TEMPERATURE" --max-lines "$VOCABULARY_LINES")
@@ -65,10 +65,10 @@ adam) OPTIMIZER_FLAGS=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1
 esac
 TRAIN_FLAGS=(
     "${OPTIMIZER_FLAGS[@]}" --lr "$LEARNING_RATE" --lr-scheduler inverse_sqrt --warmup-updates "$WARMUP_UPDATES"
-    --max-update "$MAX_UPDATE" --max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" ${PRECISION:+"--$PRECISION"}
-    --ddp-backend legacy_ddp --num-workers 2 --no-epoch-checkpoints --save-interval-updates 5000
+    --max-update "$MAX_UPDATE" ${PRECISION:+"--$PRECISION"} --no-epoch-checkpoints --save-interval-updates 5000
     --keep-interval-updates 1 --log-format simple --log-interval 100 --seed 1
 )
+MACHINE_FLAGS=(--max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --ddp-backend legacy_ddp --num-workers 2)
 LAUNCHER=()
 if ((GPUS * NODES > 1)); then
     LAUNCHER=(taskmoe launch --processes "$GPUS" --nodes "$NODES" --node-rank "$NODE_RANK" --master "$MASTER" --)
@@ -77,7 +77,8 @@ CHECKPOINT=checkpoint_best.pt
 GENERATE_FLAGS=(--beam 4 --max-tokens 8192)
 CTRANSLATE2_FLAGS=(--beam 4 --max-tokens 8192)
 # The paper's signature: BLEU+case.mixed+numrefs.1+smooth.exp+tok.intl, and tok.zh into Chinese.
-SCORE_FLAGS=(
-    --tokenize intl --group "xx-en=*-en" --group "en-xx=en-*"
+TOKENIZE=intl
+GROUP_FLAGS=(
+    --group "xx-en=*-en" --group "en-xx=en-*"
     --group "high-resource=$(of_languages "$HIGH_RESOURCE")" --group "low-resource=$(of_languages "$LOW_RESOURCE")"
 )
