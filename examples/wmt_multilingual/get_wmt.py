@@ -44,26 +44,39 @@ def corpus_files(directory: Path, corpus: str, lang: str) -> Files:
     return {name: directory / f"{corpus}.{code}" for name, code in codes.items()}
 
 
+def missing_corpora(output: Path, language: Language) -> dict[str, list[str]]:
+    """What mtdata's output folder lacks of a language's corpora, by the flag that asks mtdata for them."""
+    valid = [] if is_test_set(language.valid) else [language.valid]
+    wanted = (("--train", "train-parts", language.corpora), ("--dev", "tests", valid))
+    # mtdata marks a corpus that it has finished with such a file.
+    missing = {
+        flag: [corpus for corpus in corpora if not (output / folder / f".valid.{corpus}").exists()]
+        for flag, folder, corpora in wanted
+    }
+    return {flag: corpora for flag, corpora in missing.items() if corpora}
+
+
 def run_mtdata(download_dir: Path, lang: str, jobs: int) -> Path:
     """Let mtdata fetch what is missing of a language's corpora; returns its output folder."""
     language = LANGUAGES[lang]
     output = download_dir / "mtdata" / str(Direction(lang, "en").shared_name())
-    valid = [] if is_test_set(language.valid) else [language.valid]
-    arguments = []
-    for flag, folder, corpora in (("--train", "train-parts", language.corpora), ("--dev", "tests", valid)):
-        # mtdata marks a corpus that it has finished with such a file.
-        missing = [corpus for corpus in corpora if not (output / folder / f".valid.{corpus}").exists()]
-        if missing:
-            arguments += [flag, *missing]
-    if not arguments:
+    missing = missing_corpora(output, language)
+    if not missing:
         return output
     if importlib.util.find_spec("mtdata") is None:
         raise TextError('mtdata: not installed; run: pip install "taskmoe-plugin[wmt]"')
-    command = [sys.executable, "-m", "mtdata", "get", "--langs", f"{language.code}-{ENGLISH}", *arguments]
+    command = [sys.executable, "-m", "mtdata", "get", "--langs", f"{language.code}-{ENGLISH}"]
+    for flag, corpora in missing.items():
+        command += [flag, *corpora]
     command += ["--n-jobs", str(jobs), "--out", str(output)]
     environment = {**os.environ, "MTDATA": str((download_dir / "mtdata_cache").resolve())}
-    if subprocess.run(command, env=environment).returncode != 0:
-        raise TextError(f"{output}: mtdata could not get all corpora (see above); start again to go on")
+    finished = subprocess.run(command, env=environment)
+    left = [corpus for corpora in missing_corpora(output, language).values() for corpus in corpora]
+    if finished.returncode != 0 or left:
+        raise TextError(
+            f"{output}: mtdata could not get {', '.join(left)} (see above); start again to go on, or to do without "
+            f"a training corpus, touch {output}/train-parts/.valid.CORPUS first"
+        )
     return output
 
 

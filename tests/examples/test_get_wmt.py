@@ -1,11 +1,13 @@
 """The WMT data, from a folder that is as mtdata and sacrebleu leave it."""
 
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import get_wmt
+import text
 import wmt
 from tests.examples import wmt_standin
 from tests.examples.commands import error_line, run_step
@@ -79,28 +81,64 @@ def test_checksums_of_somebody_else_are_compared_with(folder: Path) -> None:
     assert not (folder / "corpora").exists()
 
 
-def test_mtdata_is_asked_only_for_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The arguments that mtdata is called with; each call leaves what mtdata leaves of a corpus, but for ParaCrawl."""
     commands: list[list[str]] = []
 
-    def record(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
+    def run_mtdata(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        assert command[1:4] == ["-m", "mtdata", "get"]
+        commands.append(command[4:])
+        folders = {"--train": "train-parts", "--dev": "tests"}
+        for flag, corpus in pairwise(command):
+            if flag in folders and not corpus.startswith("ParaCrawl"):
+                (Path(command[-1]) / folders[flag] / f".valid.{corpus}").touch()
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(get_wmt.subprocess, "run", record)
+    monkeypatch.setattr(get_wmt.subprocess, "run", run_mtdata)
     monkeypatch.setattr(get_wmt.importlib.util, "find_spec", lambda name: name)
+    return commands
+
+
+def test_mtdata_is_asked_only_for_what_is_missing(folder: Path, asked: list[list[str]]) -> None:
     download = folder / "download"
     get_wmt.run_mtdata(download, "cs", jobs=3)
-    assert commands == []
-    (download / "mtdata" / "cs-en" / "train-parts" / ".valid.ParaCrawl-paracrawl-3-eng-ces").unlink()
-    (download / "mtdata" / "en-hi" / "tests" / ".valid.IITB-hien_dev-1.5-hin-eng").unlink()
+    assert asked == []
+    for path in ("cs-en/train-parts/.valid.Statmt-europarl-9-ces-eng", "en-hi/tests/.valid.IITB-hien_dev-1.5-hin-eng"):
+        (download / "mtdata" / path).unlink()
     get_wmt.run_mtdata(download, "cs", jobs=3)
     get_wmt.run_mtdata(download, "hi", jobs=3)
-    assert [command[3:] for command in commands] == [
-        ["get", "--langs", "ces-eng", "--train", "ParaCrawl-paracrawl-3-eng-ces", "--n-jobs", "3", "--out",
-         str(download / "mtdata" / "cs-en")],
-        ["get", "--langs", "hin-eng", "--dev", "IITB-hien_dev-1.5-hin-eng", "--n-jobs", "3", "--out",
-         str(download / "mtdata" / "en-hi")],
-    ]  # fmt: skip
+    out = ["--n-jobs", "3", "--out"]
+    assert asked == [
+        ["--langs", "ces-eng", "--train", "Statmt-europarl-9-ces-eng", *out, str(download / "mtdata" / "cs-en")],
+        ["--langs", "hin-eng", "--dev", "IITB-hien_dev-1.5-hin-eng", *out, str(download / "mtdata" / "en-hi")],
+    ]
+
+
+def test_a_corpus_that_mtdata_cannot_get_can_be_done_without(folder: Path, asked: list[list[str]]) -> None:
+    parts = folder / "download" / "mtdata" / "cs-en" / "train-parts"
+    for path in parts.glob("*ParaCrawl*"):
+        path.unlink()
+    message = f"could not get ParaCrawl-paracrawl-3-eng-ces .* touch {parts}/.valid.CORPUS first"
+    with pytest.raises(get_wmt.TextError, match=message):
+        get_wmt.run_mtdata(folder / "download", "cs", jobs=1)
+    (parts / ".valid.ParaCrawl-paracrawl-3-eng-ces").touch()
+    found = get_wmt.get_language(folder / "download", "cs", [], jobs=1)
+    assert found["train.cs-en"].keys() == set(wmt.LANGUAGES["cs"].corpora) - {"ParaCrawl-paracrawl-3-eng-ces"}
+
+
+def test_all_thirty_directions_are_got_and_cleaned(tmp_path: Path) -> None:
+    for lang in wmt.LANGUAGES:
+        rows = [(f"{lang} {foreign}", english) for foreign, english in wmt_standin.rows("cs")]
+        wmt_standin.write_language(tmp_path / "download", lang, rows[6:], rows[:6])
+    pairs = ",".join(f"{lang}-en,en-{lang}" for lang in wmt.LANGUAGES)
+    assert run(tmp_path, pairs=pairs).returncode == 0
+    directories = ("--input-dir", tmp_path / "corpora", "--output-dir", tmp_path / "text")
+    cleaned = run_step("clean.py", "--lang-pairs", pairs, *directories)
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert cleaned.stdout.splitlines()[-1].split()[:3] == ["total", str(15 * 42), str(15 * 42)]
+    counts = {split: len(list((tmp_path / "text").glob(f"{split}.*"))) for split in text.SPLITS}
+    assert counts == {"train": 30, "valid": 30, "test": 60}
 
 
 def test_a_missing_test_set_is_asked_of_sacrebleu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@
 : "${VOCABULARY_LINES:=5000000}"
 : "${TEMPERATURE:=5}"
 : "${SHARD_LINES:=1000000}"
-# What one epoch draws from a shard of every pair: the largest pair's share of it, 5.8% in each direction, is a shard.
+# What one epoch draws from a shard of every pair: the largest pair's share of it, 5.8% in each direction, is about a shard.
 : "${EPOCH_SENTENCES:=16000000}"
 : "${ARCH:=taskmoe_transformer_base}"
 : "${ENCODER_ROUTING:=target}"
