@@ -13,6 +13,7 @@ from taskmoe_plugin.errors import failure, usage_error
 COMMAND = "fairseq-train"
 PORT = 29500
 WORKER = "taskmoe_plugin.cli.launched"
+AGAIN = "start the same command again to go on from the last checkpoint"
 
 
 def add_parser(commands: Any) -> None:
@@ -38,6 +39,7 @@ def run(args: Namespace) -> None:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     check(args, command)
     from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # The processes import this package too, wherever this one has found it.
@@ -57,8 +59,10 @@ def run(args: Namespace) -> None:
             usage_error(f"{COMMAND}: process {rank} could not start; what is wrong with its flags is written above")
         failure(
             f"{COMMAND}: process {rank} of {args.processes * args.nodes} {_ending(first.exitcode)}, and the others "
-            "were stopped; start the same command again to go on from the last checkpoint"
+            f"were stopped; {AGAIN}"
         )
+    except SignalException as error:
+        failure(f"launch: got {error.sigval.name}, and the processes were stopped; {AGAIN}")
 
 
 def _ending(exit_code: int) -> str:

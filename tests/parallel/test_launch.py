@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from taskmoe_plugin.cli import launch
@@ -89,6 +91,20 @@ def test_launch_says_how_the_first_process_that_failed_ended(
         main(["launch", "--processes", "2", "--", "fairseq-train"])
     assert exit.value.code == status
     assert message in capsys.readouterr().err
+
+
+def test_launch_ends_with_one_line_when_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(argv: list[str]) -> None:
+        raise SignalException("stopped", signal.SIGTERM)
+
+    monkeypatch.setattr(torchrun, "main", interrupt)
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(SystemExit) as exit:
+        main(["launch", "--processes", "2", "--", "fairseq-train"])
+    assert exit.value.code == 1
+    assert "launch: got SIGTERM, and the processes were stopped; start the same command" in capsys.readouterr().err
 
 
 def test_several_machines_meet_at_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
