@@ -8,9 +8,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE/generate.sh"
 
 mkdir -p "$WORK_DIR"
-for part in text vocabulary binary; do
-    ln -sfn "../$part" "$WORK_DIR/$part"
+for part in text vocabulary pieces binary; do
+    [[ $TEACHER_DIR && ($part == pieces || $part == binary) ]] || ln -sfn "../$part" "$WORK_DIR/$part"
 done
+if [[ $TEACHER_DIR ]]; then
+    [[ -f $TEACHER_DIR/model/finished ]] || fail "$SYSTEM: its teacher, $TEACHER_DIR, is not trained; run that first"
+    TEACHER_DIR=$TEACHER_DIR "$EXAMPLE/distil.sh" "$1"
+fi
 
 if [[ ! -e $WORK_DIR/model/finished ]]; then
     # Seconds of the processor, which other work on the machine does not change; one line for each start and end.

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import taskmoe_plugin  # noqa: F401  allows what checkpoints hold to be loaded
 from tests.examples.commands import EXAMPLE, run_step
 from tests.examples.test_pipeline import NOUNS, sentences
+
+SYSTEMS = ("dense", "token_target", "token_token", "distilled_words")
 
 
 def run_comparison(folder: Path, **changes: str):
@@ -15,12 +19,12 @@ def run_comparison(folder: Path, **changes: str):
         "WORK_DIR": str(folder / "work"),
         "RESULTS": str(folder / "results" / "small"),
         "LANGS": "en,de",
-        "LANG_PAIRS": "en-de,de-en",
+        "LANG_PAIRS": "en-de",
         "ZERO_SHOT_PAIRS": "",
         "VOCABULARY_SIZE": "38",
         "MAX_UPDATE": "2",
         "LOG_INTERVAL": "1",
-        "SYSTEMS": "dense token_target",
+        "SYSTEMS": " ".join(SYSTEMS),
         "SEEDS": "1",
     }
     return run_step("comparison.sh", EXAMPLE / "settings" / "comparison_multi30k.sh", **environment | changes)
@@ -32,7 +36,7 @@ def render(folder: Path) -> str:
     return (folder / "page.md").read_text(encoding="utf-8")
 
 
-def test_each_system_leaves_its_figures_once_and_they_become_a_page(tmp_path: Path) -> None:
+def test_each_system_leaves_its_figures_once(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for lang in NOUNS:
         lines = sentences(lang)
@@ -41,26 +45,42 @@ def test_each_system_leaves_its_figures_once_and_they_become_a_page(tmp_path: Pa
     finished = run_comparison(tmp_path)
     assert finished.returncode == 0, finished.stderr
 
-    dense, routed = (
-        json.loads((tmp_path / "results" / "small" / f"{system}-1.json").read_text())
-        for system in ("dense", "token_target")
-    )
-    assert dense["training"]["updates"] == routed["training"]["updates"] == 2
+    runs = {system: json.loads((tmp_path / "results" / "small" / f"{system}-1.json").read_text()) for system in SYSTEMS}
+    assert {run["training"]["updates"] for run in runs.values()} == {2}
+    dense, routed = runs["dense"], runs["token_target"]
     assert dense["parameters"]["total"] == dense["parameters"]["active"]
     # What the gates have is all that a token passes more than in a dense model.
     assert 0 < routed["parameters"]["active"] - dense["parameters"]["active"] < 20_000
     assert routed["parameters"]["total"] > 1.5 * routed["parameters"]["active"]
-    for direction, each in routed["directions"].items():
-        assert each["sentences"] == 13
-        assert 0 <= each["against_dense"]["p"] <= 1
-        assert routed["subnets"][direction]["bleu"] == each["bleu"]
+    assert routed["directions"]["en-de"]["sentences"] == 13
+    assert 0 <= routed["directions"]["en-de"]["against_dense"]["p"] <= 1
+    assert routed["subnets"]["en-de"]["bleu"] == routed["directions"]["en-de"]["bleu"]
     assert "subnets" not in dense
-    assert str(tmp_path) not in json.dumps(routed)
+    assert str(tmp_path) not in json.dumps(runs)
+    assert_student_begins_as_its_teacher(tmp_path / "work")
 
     again = run_comparison(tmp_path)
     assert again.returncode == 0
     assert all("done already" in line for line in again.stdout.splitlines())
-    assert "2 trainings of 2 updates; 2 directions, 26 test sentences" in render(tmp_path)
+
+
+def assert_student_begins_as_its_teacher(work: Path) -> None:
+    student, dense = (
+        torch.load(work / name, weights_only=True)["model"]
+        for name in ("distilled_words-1/student.pt", "dense-1/model/checkpoint_last.pt")
+    )
+    teacher = torch.load(work / "token_token-1" / "model" / "checkpoint_last.pt", weights_only=True)["model"]
+    assert student.keys() == dense.keys()
+    assert {name for name in student if name not in teacher} == {
+        f"{stack}.layers.{layer}.{part}"
+        for stack in ("encoder", "decoder")
+        for layer in (1, 3)
+        for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+    }
+    assert all(torch.equal(student[name], teacher[name]) for name in student if name in teacher)
+    learned = (work / "distilled_words-1" / "pieces" / "train.en-de.de").read_text()
+    assert learned == (work / "distilled_words-1" / "teacher_pieces" / "en-de.txt").read_text()
+    assert learned.count("\n") == len(sentences("de"))
 
 
 def run_of(system: str, seed: int, bleu: float, p: float) -> dict:

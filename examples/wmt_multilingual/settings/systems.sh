@@ -3,7 +3,7 @@
 # A token passes as many feed-forward weights in every system but dense_large: the two experts of 128 that it uses
 # are as wide as the feed-forward network of a layer that has none, 256.
 
-SYSTEMS=${SYSTEMS:-"dense source_target token_token token_target target_target dense_large pair_pair sentence_sentence switch static"}
+SYSTEMS=${SYSTEMS:-"dense source_target token_token token_target target_target dense_large pair_pair sentence_sentence switch static distilled distilled_words"}
 : "${SYSTEM:=dense}"
 : "${SEEDS:=1 2}"
 : "${SEED:=1}"
@@ -20,6 +20,9 @@ routed() {
     )
 }
 
+# Another system's place, for a student: what it learns from.
+TEACHER_DIR='' STUDENT_FLAGS=()
+CRITERION_FLAGS=(--criterion taskmoe_label_smoothed_cross_entropy --label-smoothing 0.1)
 # Whether subnets can be cut out of it: of both stacks (fold), of the decoder alone (partial), or of neither (none).
 SUBNETS=fold
 case $SYSTEM in
@@ -37,6 +40,16 @@ case $SYSTEM in
         SUBNETS=none
         ;;
     static) routed source target && SYSTEM_FLAGS+=(--moe-task-gate static) ;;
+    # The dense system, beginning with the teacher's weights, on the teacher's translations; then also with its word
+    # distributions, a quarter of the loss.
+    distilled | distilled_words)
+        SYSTEM_FLAGS=(--moe-freq 0) SUBNETS=none TEACHER_DIR=$(dirname "$WORK_DIR")/token_token-$SEED
+        STUDENT_FLAGS=(--finetune-from-model "$WORK_DIR/student.pt")
+        [[ $SYSTEM == distilled ]] || CRITERION_FLAGS=(
+            --criterion taskmoe_word_distillation --label-smoothing 0.1
+            --distill-from "$TEACHER_DIR/model/checkpoint_last.pt" --distill-wt 0.25
+        )
+        ;;
     *) fail "SYSTEM=$SYSTEM: no such system; choose from $SYSTEMS" 2 ;;
 esac
 
@@ -48,12 +61,12 @@ MODEL_FLAGS=(
     --arch taskmoe_transformer_tiny --share-all-embeddings --encoder-normalize-before --decoder-normalize-before
     --dropout 0.0 "${SYSTEM_FLAGS[@]}"
 )
-CRITERION_FLAGS=(--criterion taskmoe_label_smoothed_cross_entropy --label-smoothing 0.1)
 TRAIN_FLAGS=(
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 --lr 0.004 --lr-scheduler polynomial_decay
     --warmup-updates 400 --total-num-update "$MAX_UPDATE" --max-update "$MAX_UPDATE" --max-tokens 1024
     --num-workers 0 --no-epoch-checkpoints --save-interval-updates 1000 --keep-interval-updates 1
     --log-format json --log-interval "$LOG_INTERVAL" --seed "$SEED"
+    "${STUDENT_FLAGS[@]}"
 )
 CHECKPOINT=checkpoint_last.pt
 GENERATE_FLAGS=(--beam 4 --max-tokens 4096)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Usage: TEACHER_DIR=... distil.sh SETTINGS
+#
+# Prepare the training of a student, in $WORK_DIR: the teacher's translations of the training text as binary data,
+# and the teacher's weights without its experts as first weights, $WORK_DIR/student.pt. TEACHER_DIR is the WORK_DIR of
+# the teacher, with text, vocabulary, binary and model; the flags of the settings are the student's.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$EXAMPLE/generate.sh"
+: "${TEACHER_DIR:?set it to the WORK_DIR of the teacher}"
+
+user_dir=$(taskmoe user-dir)
+# The teacher's translation of a direction's training text, in pieces, line by line.
+pieces_of() {
+    fairseq-generate "$TEACHER_DIR/binary" --user-dir "$user_dir" --path "$TEACHER_DIR/model/$CHECKPOINT" \
+        --source-lang "${1%-*}" --target-lang "${1#*-}" --gen-subset train "${TASK_FLAGS[@]}" "${GENERATE_FLAGS[@]}" |
+        tee "$2.generated" || return
+    grep '^H-' "$2.generated" | cut -c 3- | sort -n | cut -f 3 >"$2"
+    rm "$2.generated"
+}
+translate_all "$WORK_DIR/teacher_pieces" pieces_of
+
+if [[ ! -e $WORK_DIR/binary ]]; then
+    pieces=$WORK_DIR/pieces
+    mkdir -p "$pieces"
+    ln -sf "$TEACHER_DIR"/pieces/{valid,test}.* "$pieces"
+    for direction in ${LANG_PAIRS//,/ }; do
+        source=${direction%-*} target=${direction#*-}
+        # Where a direction has files of its own, fairseq reads these.
+        shared=$TEACHER_DIR/pieces/train.$direction.$source
+        [[ -e $shared ]] || shared=$TEACHER_DIR/pieces/train.$target-$source.$source
+        ln -sf "$shared" "$pieces/train.$direction.$source"
+        ln -sf "$WORK_DIR/teacher_pieces/$direction.txt" "$pieces/train.$direction.$target"
+    done
+    "$EXAMPLE/binarize.sh" "$1"
+fi
+[[ -e $WORK_DIR/student.pt ]] || "$EXAMPLE/init_student.py" \
+    --teacher "$TEACHER_DIR/model/$CHECKPOINT" --output "$WORK_DIR/student.pt" -- \
+    "$WORK_DIR/binary" "${TASK_FLAGS[@]}" "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
