@@ -67,7 +67,7 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
     def _teacher_probs(self, sample: dict[str, Any], like: Tensor) -> Tensor:
         (teacher,) = self._teacher
         teacher.to(like.device)
-        probs = teacher.get_normalized_probs(teacher(**sample["net_input"]), log_probs=False)
+        probs: Tensor = teacher.get_normalized_probs(teacher(**sample["net_input"]), log_probs=False)
         if self.ignore_prefix_size > 0:
             probs = probs[:, self.ignore_prefix_size :]
         return probs.reshape(like.shape).to(like.dtype)

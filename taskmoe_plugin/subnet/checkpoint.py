@@ -10,7 +10,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
@@ -39,7 +39,8 @@ class MappedTensors:
     ) -> None:
         self.path = path
         self.tied = tied
-        self._shards: Any = {} if shards is None else shards
+        # Typed for what is read: ChainMap wants all its maps to be writable.
+        self._shards = cast(Any, {} if shards is None else shards)
         self._tensors: Mapping[str, Tensor] = ChainMap(tensors, self._shards)
 
     def names(self) -> list[str]:

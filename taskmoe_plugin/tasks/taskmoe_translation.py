@@ -6,7 +6,7 @@ import math
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,10 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         sample = complete_language_ids(sample)
         usage = self.validation_usage
-        with usage.counting(model, self.pair_index(sample)) if usage else nullcontext({}) as counts:
+        counting: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
+        if usage is not None:
+            counting = usage.counting(model, self.pair_index(sample))
+        with counting as counts:
             loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         logging_output.update(counts)
         if self.validation_bleu is not None:
