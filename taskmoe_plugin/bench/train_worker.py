@@ -29,6 +29,8 @@ def set_up(message: Message) -> Any:
     model = task.build_model(cfg.model)
     trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
     clock = make_clock(message["cpu_time"])
+    # Processes that train together have the same model, but batches of their own.
+    torch.manual_seed(message.get("rank", 0))
     batches = [random_batch(task, message["pairs"], message["tokens"], message["length"]) for _ in range(BATCHES)]
 
     def update(_: Message) -> Message:
