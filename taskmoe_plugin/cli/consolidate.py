@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
         "consolidate",
         help="put a checkpoint of --moe-expert-parallel into one file",
         description="Put a checkpoint whose experts are in several files into one, as one process would have saved it. "
-        "The memory used does not grow with the model.",
+        "Its tensors pass through memory one after the other.",
     )
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="the checkpoint, next to its folder 'experts'")
