@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.helpers.corpus import Corpus
 from tests.helpers.tasks import LANGTOKS, task_flags
 from tests.helpers.training import CRITERION, generate, generate_flags
 from tests.parallel.conftest import Launched
+from tests.parallel.training import stage_directory
 from tests.subnet.helpers import assert_equal, extract, stock_generate_flags
 
 PAIR = "en-de"
@@ -60,29 +62,32 @@ def test_validate_gives_the_loss_of_the_whole_model(corpus: Corpus, launched: La
 
 
 def test_extraction_reads_only_the_files_of_the_experts_it_needs(
-    corpus: Corpus, launched: Launched, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Corpus, unbroken: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = extract(corpus, whole, tmp_path / "expected", PAIR)
+    # Four processes have one expert each, and the pair needs one in either stack.
+    checkpoint = stage_directory(corpus, "adam", 2) / "checkpoint_last.pt"
+    main(["consolidate", str(checkpoint), "--output", str(tmp_path / "whole.pt")])
+    expected = extract(corpus, tmp_path / "whole.pt", tmp_path / "expected", PAIR)
     gates = json.loads((expected / "subnet.json").read_text())["gates"]
-    used = {expert for stack in gates.values() for layer in stack.values() for expert in layer[PAIR]["experts"]}
-    needed = {expert // 2 for expert in used}
-    copied = shutil.copytree(launched.checkpoint.parent, tmp_path / "copied")
-    manifest = torch.load(launched.checkpoint, weights_only=True)["model"]["expert_shards"]
-    for process, file in enumerate(manifest["files"]):
+    needed = {expert for stack in gates.values() for layer in stack.values() for expert in layer[PAIR]["experts"]}
+    assert len(needed) <= 2
+    copied = shutil.copytree(checkpoint.parent, tmp_path / "copied")
+    files = torch.load(checkpoint, weights_only=True)["model"]["expert_shards"]["files"]
+    for process, file in enumerate(files):
         if process not in needed:
             (copied / file).unlink()
-    found = extract(corpus, copied / launched.checkpoint.name, tmp_path / "found", PAIR)
+    found = extract(corpus, copied / checkpoint.name, tmp_path / "found", PAIR)
     models = [torch.load(path / "model.pt", weights_only=True)["model"] for path in (found, expected)]
     torch.testing.assert_close(*models, rtol=0, atol=0)
     described = [json.loads((path / "subnet.json").read_text())["full_model"] for path in (found, expected)]
     assert described[0] == described[1]
-    for process in needed:
-        (copied / manifest["files"][process]).unlink()
+    missing = copied / files[needed.pop()]
+    missing.unlink()
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit:
-        extract(corpus, copied / launched.checkpoint.name, tmp_path / "none", PAIR)
+        extract(corpus, copied / checkpoint.name, tmp_path / "none", PAIR)
     assert exit.value.code == 1
-    assert f"{copied / manifest['files'][min(needed)]}: no such file" in capsys.readouterr().err
+    assert f"{missing}: no such file" in capsys.readouterr().err
     assert not (tmp_path / "none" / PAIR).exists()
 
 
