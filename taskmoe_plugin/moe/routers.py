@@ -88,7 +88,7 @@ def _count(unit: Tensor, units: int) -> Tensor:
 
 
 class LearnedGate(nn.Module):
-    """A linear gate without bias: logits (U, E) = inputs (U, M) · weight (M, E), in fp32.
+    """A linear gate without bias: logits (U, E) = scale · inputs (U, M) · weight (M, E), in fp32.
 
     Args:
         width: M, the width of its input.
@@ -96,10 +96,12 @@ class LearnedGate(nn.Module):
         std: standard deviation of the initial weights.
         jitter: in training the input is multiplied by uniform noise from [1 - jitter, 1 + jitter]
             (Switch Transformer, section 2.2 and table 11).
+        scale: a constant factor.
     """
 
-    def __init__(self, width: int, experts: int, std: float, jitter: float) -> None:
+    def __init__(self, width: int, experts: int, std: float, jitter: float, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.weight = nn.Parameter(torch.empty(experts, width))
         nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
         self.jitter = jitter
@@ -109,7 +111,7 @@ class LearnedGate(nn.Module):
             x = x.float()
             if self.training and self.jitter > 0:
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-            return F.linear(x, self.weight.float())
+            return F.linear(x, self.weight.float()) * self.scale
 
 
 def _input_gate(width: int, experts: int, jitter: float) -> LearnedGate:
@@ -184,14 +186,16 @@ class TaskRouter(TableRouter):
     """Each task chooses its experts: the gate scores a learned embedding of the task (TaskMoE, section 3.1).
 
     The embedding table belongs to the layer. Its first logits have variance 1, which tells tasks apart from the
-    first update on.
+    first update on. They are divided by √M, the width of the embedding, and begin with weights that are as much larger:
+    Adam, which moves each weight by about the learning rate, would otherwise move a logit by M times that, and a task
+    would have settled on one expert instead of k by the end of the warm-up.
     """
 
     def __init__(self, tasks: int, width: int, experts: int, top_k: int, jitter: float = 0.0) -> None:
         super().__init__(experts, top_k)
         self.num_tasks = tasks
         self.task_embedding = nn.Parameter(torch.randn(tasks, width))
-        self.gate = LearnedGate(width, experts, std=width**-0.5, jitter=jitter)
+        self.gate = LearnedGate(width, experts, std=1.0, jitter=jitter, scale=width**-0.5)
 
     def table(self) -> Gates:
         return top_k_gates(self.gate(self.task_embedding), self.top_k)

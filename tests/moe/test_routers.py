@@ -88,6 +88,22 @@ def test_jitter_disturbs_the_gate_in_training_only(kind: str) -> None:
     assert torch.equal(router.eval().gates(inputs(), batch).logits, expected)
 
 
+def test_an_update_of_adam_moves_the_logits_of_a_task_little_however_wide_its_embedding() -> None:
+    moves = []
+    for width in (64, 1024):
+        torch.manual_seed(0)
+        router = TaskRouter(tasks=4, width=width, experts=8, top_k=2)
+        optimizer = torch.optim.Adam(router.parameters(), lr=0.001)
+        before = router.table().logits.detach()
+        assert 0.5 < before.std() < 1.5
+        router.table().probs[:, 0].log().sum().neg().backward()
+        optimizer.step()
+        moves.append(float((router.table().logits.detach() - before).abs().max()))
+    # M times the learning rate would be 0.06 and 1; it is a few times √M.
+    assert moves[0] < 0.04
+    assert moves[1] < 0.16
+
+
 def test_jitter_multiplies_by_at_most_one_plus_or_minus_epsilon() -> None:
     router = TaskRouter(tasks=50, width=1, experts=1, top_k=1, jitter=0.25)
     with torch.no_grad():
