@@ -175,4 +175,7 @@ def draw(rows: list[Row], figure: Any) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.set(xlabel="batch size", ylabel="tokens per second", yscale="log")
-    axes.legend()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    figure.legend(loc="outside right upper")

@@ -140,4 +140,4 @@ def draw(rows: list[Row], figure: Any) -> None:
             axes.bar(left, values, width=0.9 / (len(systems) + 1), label=system)
         axes.set_xticks(range(len(routings)), [f"{routing} routing" for routing in routings])
         axes.set_ylabel(label)
-    plots[0].legend()
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(systems))
