@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def gaps(one: list[list[float]], other: list[list[float]]) -> list[float]:
     return [abs(a - b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)]
 
 
+def assert_same_but_for_ties(found: list[list[str]], sources: list[list[str]], full: FairseqDecoder) -> None:
+    """Greedy translations are the full model's, up to a token that is as good as another."""
+    for source, ours, theirs in zip(sources, found, full.translate(sources, beam=1), strict=True):
+        if ours != theirs:
+            place = next(index for index, (a, b) in enumerate(zip_longest(ours, theirs)) if a != b)
+            scores = full.score([source] * 2, [each[: place + 1] for each in (ours, theirs)])
+            assert abs(scores[0][place] - scores[1][place]) < TOLERANCE
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_token_scores_are_those_of_the_full_model(corpus: Corpus, trained: Path, tmp_path: Path, name: str) -> None:
     path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *MODELS[name])
@@ -68,7 +78,7 @@ def test_token_scores_are_those_of_the_full_model(corpus: Corpus, trained: Path,
     expected = full.score(sources, targets)
     assert max(map(max, expected)) - min(map(min, expected)) > 1
     assert max(gaps(converted.score(sources, targets), expected)) < TOLERANCE
-    assert converted.translate(sources, beam=1) == full.translate(sources, beam=1)
+    assert_same_but_for_ties(converted.translate(sources, beam=1), sources, full)
 
 
 @pytest.mark.parametrize(
