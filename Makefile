@@ -12,7 +12,7 @@ demo: venv
 	$(IN_VENV) $(EXAMPLE)/run.sh $(EXAMPLE)/settings/demo.sh
 
 test: lint
-	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist worksteal
 
 lint: venv
 	$(IN_VENV) ruff check .
