@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from tests.helpers.corpus import PAIRS, Corpus
 from tests.helpers.training import generate
 from tests.subnet.helpers import (
@@ -237,7 +238,20 @@ def test_a_sample_of_another_set_can_be_verified(corpus: Corpus, full: Path, tmp
     assert verified.startswith("4 of 4 hypotheses equal, scores of 4 references")
 
 
-def test_a_subnet_can_be_trained_further_and_used_in_an_ensemble(corpus: Corpus, learned: Path, tmp_path: Path) -> None:
+def test_all_pairs_come_from_one_opening_of_the_checkpoint(
+    corpus: Corpus, full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    original = Checkpoint.open
+    monkeypatch.setattr(Checkpoint, "open", lambda path: opened.append(path) or original(path))
+    extract(corpus, full, tmp_path, "all")
+    assert {path.name for path in tmp_path.iterdir()} == set(PAIRS)
+    assert opened == [full]
+
+
+def test_a_subnet_can_be_trained_further_averaged_and_used_in_an_ensemble(
+    corpus: Corpus, learned: Path, tmp_path: Path
+) -> None:
     subnet = extract(corpus, learned, tmp_path, "en-de") / "model.pt"
     further = tmp_path / "further"
     generation = stock_generate_flags(corpus.bin, subnet, "en-de")
@@ -254,20 +268,26 @@ def test_a_subnet_can_be_trained_further_and_used_in_an_ensemble(corpus: Corpus,
         "--no-epoch-checkpoints",
     ]  # fmt: skip
     trained = str(further / "checkpoint_last.pt")
-    _, alone, tuned, ensemble = stock_fairseq(
+    alone, _ = stock_fairseq([("generate", generation), ("train", training)])
+    before, after = load(subnet)["model"], load(Path(trained))["model"]
+
+    def average(state: Any) -> None:
+        state["model"] = {name: (before[name] + after[name]) / 2 for name in before}
+
+    averaged = rewrite(subnet, tmp_path / "averaged.pt", average)
+    mean, tuned, ensemble = stock_fairseq(
         [
-            ("train", training),
-            ("generate", generation),
+            ("generate", stock_generate_flags(corpus.bin, averaged, "en-de")),
             ("generate", stock_generate_flags(corpus.bin, trained, "en-de")),
             ("generate", stock_generate_flags(corpus.bin, f"{subnet}:{trained}", "en-de")),
         ]
     )
-    before, after = load(subnet)["model"], load(Path(trained))["model"]
     changes = [(before[name] - after[name]).abs().max().item() for name in before]
     # Two small steps away from where the subnet was, and not from somewhere else.
     assert 0 < max(changes) < 0.01
-    assert alone.keys() == tuned.keys() == ensemble.keys()
-    assert [score for score, _ in alone.values()] != [score for score, _ in ensemble.values()]
+    assert alone.keys() == tuned.keys() == ensemble.keys() == mean.keys()
+    for other in (mean, ensemble):
+        assert [score for score, _ in alone.values()] != [score for score, _ in other.values()]
 
 
 @pytest.mark.parametrize("flags", [DEFAULT, (UNSHARED,)], ids=["shared", "separate"])
