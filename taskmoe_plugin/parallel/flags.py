@@ -11,7 +11,8 @@ UNSUPPORTED = {
     "amp": "each process would skip updates of its own; use --bf16, or --fp16 --fp16-no-flatten-grads",
     "use_bmuf": "processes must stay in step; leave it out",
     "store_ema": "checkpoints hold no moving average of experts; leave it out",
-    "no_save_optimizer_state": "experts are saved along with it; leave it out",
+    "no_save_optimizer_state": "experts are saved along with it; leave it out, and use taskmoe consolidate "
+    "--drop-optimizer for a small file",
     "tpu": "not supported; leave it out",
     "pipeline_model_parallel": "not supported; leave it out",
     "eval_bleu": "processes decode for different numbers of steps and would wait for each other forever; leave it out, "
