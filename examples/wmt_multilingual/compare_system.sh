@@ -30,10 +30,10 @@ full_model() {
 }
 subnet_flags=(--user-dir "$user_dir" "${TASK_FLAGS[@]}")
 if [[ $SUBNETS == fold ]]; then # a stock model, for stock fairseq: see translate_subnets.sh
-    export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1
     subnet_flags=("${TASK_FLAGS[@]/taskmoe_translation/translation_multi_simple_epoch}" --required-batch-size-multiple 1)
 fi
 subnet() {
+    [[ $SUBNETS != fold ]] || export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1
     fairseq_generate "$1" "$2" --path "$WORK_DIR/subnets/$1/model.pt" "${subnet_flags[@]}"
 }
 
@@ -49,4 +49,4 @@ if [[ $SUBNETS != none ]]; then
 fi
 "$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --baseline-dir "$DATA_DIR/dense-$SEED" \
     --system "$SYSTEM" --seed "$SEED" --data "$DATA" --lang-pairs "$LANG_PAIRS" --zero-shot-pairs "$ZERO_SHOT_PAIRS" \
-    --output "$RESULT" -- "${MODEL_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
+    --output "$RESULT" -- "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
