@@ -48,7 +48,9 @@ def bootstrap(hypotheses: Path, baseline: Path, reference: Path, lang: str) -> d
     references = [list(text.read_lines(reference))]
     found: Any = PairedTest(systems, {"BLEU": BLEU(trg_lang=lang)}, references, test_type="bs", n_samples=1000)()
     before, after = found[1]["BLEU"]
-    return {"difference": after.score - before.score, "p": after.p_value}
+    difference = after.score - before.score
+    # sacrebleu counts the samples that differ by more than this, of which equal systems have none: 1 in 1,001.
+    return {"difference": difference, "p": after.p_value if difference else 1.0}
 
 
 def scores(work_dir: Path, folder: str, directions: list[Direction]) -> dict[str, Any]:
@@ -119,12 +121,13 @@ def commit() -> str:
 
 def record(args: argparse.Namespace) -> dict[str, Any]:
     """All that is known of one run."""
-    work_dir, directions = args.work_dir, text.parse_directions(args.lang_pairs)
+    work_dir, data_dir = args.work_dir, args.baseline_dir.parent
+    directions = text.parse_directions(args.lang_pairs)
     found: dict[str, Any] = {
         "data": args.data,
         "system": args.system,
         "seed": args.seed,
-        "flags": [flag.replace(str(work_dir), "WORK_DIR") for flag in args.flags],
+        "flags": [each.replace(str(work_dir), "WORK_DIR").replace(str(data_dir), "DATA_DIR") for each in args.flags],
         "commit": commit(),
         "versions": {name: version(name) for name in ("torch", "sacrebleu", "sentencepiece")},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": os.environ["OMP_NUM_THREADS"]},

@@ -53,10 +53,11 @@ def test_each_system_leaves_its_figures_once(tmp_path: Path) -> None:
     assert 0 < routed["parameters"]["active"] - dense["parameters"]["active"] < 20_000
     assert routed["parameters"]["total"] > 1.5 * routed["parameters"]["active"]
     assert routed["directions"]["en-de"]["sentences"] == 13
-    assert 0 <= routed["directions"]["en-de"]["against_dense"]["p"] <= 1
+    assert routed["directions"]["en-de"]["against_dense"] == {"difference": 0.0, "p": 1.0}
     assert routed["subnets"]["en-de"]["bleu"] == routed["directions"]["en-de"]["bleu"]
     assert "subnets" not in dense
     assert str(tmp_path) not in json.dumps(runs)
+    assert "DATA_DIR/token_token-1/model/checkpoint_last.pt" in runs["distilled_words"]["flags"]
     assert_student_begins_as_its_teacher(tmp_path / "work")
 
     again = run_comparison(tmp_path)
