@@ -47,6 +47,6 @@ if [[ $SUBNETS != none ]]; then
         --lang-pairs "$LANG_PAIRS" --output-dir "$WORK_DIR/subnets" >"$WORK_DIR/extract.out"
     translate_all "$WORK_DIR/subnet_translations" subnet
 fi
-"$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --baseline-dir "$DATA_DIR/dense-$SEED" \
+"$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --baseline-dir "$DATA_DIR/$BASELINE-$SEED" --checkpoint "$CHECKPOINT" \
     --system "$SYSTEM" --seed "$SEED" --data "$DATA" --lang-pairs "$LANG_PAIRS" --zero-shot-pairs "$ZERO_SHOT_PAIRS" \
     --output "$RESULT" -- "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"

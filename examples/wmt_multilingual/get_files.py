@@ -30,8 +30,8 @@ def locate(directory: Path, split: str, direction: Direction) -> tuple[Direction
     return name, paths
 
 
-def copy_checked(input_dir: Path, directions: list[Direction], output_dir: Path) -> None:
-    """Copy all splits of ``directions`` to ``output_dir``, which must not exist.
+def copy_checked(input_dir: Path, directions: list[Direction], output_dir: Path, lowercase: bool = False) -> None:
+    """Copy all splits of ``directions`` to ``output_dir``, which must not exist; in lower case if asked to.
 
     Raises TextError for missing files, unequal line counts, empty lines and text that is not UTF-8.
     """
@@ -39,7 +39,10 @@ def copy_checked(input_dir: Path, directions: list[Direction], output_dir: Path)
         for split in text.SPLITS:
             files = dict(locate(input_dir, split, direction) for direction in directions)
             for name, paths in files.items():
-                text.write_aligned(partial, split, name, text.read_aligned(paths))
+                rows = text.read_aligned(paths)
+                if lowercase:
+                    rows = (tuple(map(str.lower, row)) for row in rows)
+                text.write_aligned(partial, split, name, rows)
 
 
 def main() -> None:
@@ -47,8 +50,9 @@ def main() -> None:
     parser.add_argument("--input-dir", type=Path, required=True)
     parser.add_argument("--lang-pairs", required=True, help="directions to prepare, such as en-de,de-en")
     parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--lowercase", action="store_true", help="turn all text into lower case")
     args = parser.parse_args()
-    copy_checked(args.input_dir, text.parse_directions(args.lang_pairs), args.output_dir)
+    copy_checked(args.input_dir, text.parse_directions(args.lang_pairs), args.output_dir, args.lowercase)
 
 
 if __name__ == "__main__":

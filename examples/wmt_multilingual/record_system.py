@@ -23,9 +23,10 @@ import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.significance import PairedTest
 
-import taskmoe_plugin  # noqa: F401  allows what fairseq's checkpoints hold to be loaded
 import text
 from score import score_direction
+from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from text import Direction, TextError
 
 EXPERT = re.compile(r"\.moe\.experts\.(\d+)\.")
@@ -54,11 +55,20 @@ def bootstrap(hypotheses: Path, baseline: Path, reference: Path, lang: str) -> d
 
 
 def scores(work_dir: Path, folder: str, directions: list[Direction]) -> dict[str, Any]:
-    """sacrebleu's scores of the translations in a folder, by direction."""
-    return {
-        str(each): score_direction(work_dir / folder / f"{each}.txt", reference_of(work_dir, each), each.target)
-        for each in directions
-    }
+    """sacrebleu's scores of the translations in a folder, by direction; BLEU without regard to case as well."""
+    found = {}
+    for each in directions:
+        hypotheses, reference = work_dir / folder / f"{each}.txt", reference_of(work_dir, each)
+        score = score_direction(hypotheses, reference, each.target)
+        found[str(each)] = score | {"bleu_lowercase": lowercase_bleu(hypotheses, reference, each.target)}
+    return found
+
+
+def lowercase_bleu(hypotheses: Path, reference: Path, lang: str) -> float:
+    """sacrebleu's BLEU of lower-cased text."""
+    references = [list(text.read_lines(reference))]
+    translations = hypotheses.read_text(encoding="utf-8").split("\n")[:-1]
+    return float(BLEU(trg_lang=lang, lowercase=True).corpus_score(translations, references).score)
 
 
 def parameters(checkpoint: Path, flags: list[str]) -> dict[str, int]:
@@ -77,6 +87,32 @@ def parameters(checkpoint: Path, flags: list[str]) -> dict[str, int]:
     total = sum(shared.values()) + experts
     used = experts * int(flags[flags.index("--moe-top-k") + 1]) // len(numbers) if numbers else 0
     return {"total": total, "active": sum(shared.values()) + used}
+
+
+def task_gates(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """For each stack that routes by task: what its gates have learnt, as means over its MoE layers.
+
+    The share of experts that no task uses, the similarity of two different tasks (1 where they share all experts with
+    equal weights, 0 where none), and the weight of a task's first expert.
+    """
+    opened = Checkpoint.open(checkpoint)
+    return {
+        name: describe(task_usage(opened, config, layers))
+        for name, (config, layers) in moe_stacks(opened).items()
+        if config.table is not None
+    }
+
+
+def describe(usage: StackUsage) -> dict[str, float]:
+    """What ``task_gates`` says of one stack."""
+    weights = torch.stack([each.weight for each in usage.layers.values()])
+    tasks = len(usage.tasks)
+    others = usage.similarity().sum() - tasks
+    return {
+        "unused": float((weights.amax(dim=1) == 0).float().mean()),
+        "similarity": float(others / max(tasks * (tasks - 1), 1)),
+        "first_weight": float(weights.amax(dim=2).mean()),
+    }
 
 
 def logged(log: Path, kind: str) -> Iterator[dict[str, Any]]:
@@ -123,6 +159,7 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
     """All that is known of one run."""
     work_dir, data_dir = args.work_dir, args.baseline_dir.parent
     directions = text.parse_directions(args.lang_pairs)
+    checkpoint = work_dir / "model" / args.checkpoint
     found: dict[str, Any] = {
         "data": args.data,
         "system": args.system,
@@ -131,8 +168,9 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
         "commit": commit(),
         "versions": {name: version(name) for name in ("torch", "sacrebleu", "sentencepiece")},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": os.environ["OMP_NUM_THREADS"]},
-        "parameters": parameters(work_dir / "model" / "checkpoint_last.pt", args.flags),
+        "parameters": parameters(checkpoint, args.flags),
         "training": training(work_dir),
+        "task_gates": task_gates(checkpoint),
         "directions": scores(work_dir, "translations", directions),
     }
     if (work_dir / "subnet_translations" / "finished").exists():
@@ -141,10 +179,11 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
         untrained = text.parse_directions(args.zero_shot_pairs)
         found["zero_shot"] = scores(work_dir, "zero_shot_translations", untrained)
     if args.baseline_dir.resolve() != work_dir.resolve():
+        found["baseline"] = args.baseline_dir.name.rpartition("-")[0]
         for direction in directions:
             ours, theirs = (each / "translations" / f"{direction}.txt" for each in (work_dir, args.baseline_dir))
             tested = bootstrap(ours, theirs, reference_of(work_dir, direction), direction.target)
-            found["directions"][str(direction)]["against_dense"] = tested
+            found["directions"][str(direction)]["against_baseline"] = tested
     return found
 
 
@@ -152,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag in ("--work-dir", "--baseline-dir", "--output"):
         parser.add_argument(flag, type=Path, required=True)
-    for flag in ("--system", "--data", "--lang-pairs"):
+    for flag in ("--system", "--data", "--lang-pairs", "--checkpoint"):
         parser.add_argument(flag, required=True)
     parser.add_argument("--zero-shot-pairs", default="", help="directions that were not trained")
     parser.add_argument("--seed", type=int, required=True)

@@ -53,9 +53,12 @@ def test_each_system_leaves_its_figures_once(tmp_path: Path) -> None:
     assert 0 < routed["parameters"]["active"] - dense["parameters"]["active"] < 20_000
     assert routed["parameters"]["total"] > 1.5 * routed["parameters"]["active"]
     assert routed["directions"]["en-de"]["sentences"] == 13
-    assert routed["directions"]["en-de"]["against_dense"] == {"difference": 0.0, "p": 1.0}
+    assert routed["directions"]["en-de"]["against_baseline"] == {"difference": 0.0, "p": 1.0}
     assert routed["subnets"]["en-de"]["bleu"] == routed["directions"]["en-de"]["bleu"]
     assert "subnets" not in dense
+    assert dense["task_gates"] == {}
+    assert routed["task_gates"].keys() == {"decoder"}
+    assert 0 <= routed["task_gates"]["decoder"]["similarity"] <= 1
     assert str(tmp_path) not in json.dumps(runs)
     assert "DATA_DIR/token_token-1/model/checkpoint_last.pt" in runs["distilled_words"]["flags"]
     assert_student_begins_as_its_teacher(tmp_path / "work")
@@ -84,11 +87,11 @@ def assert_student_begins_as_its_teacher(work: Path) -> None:
     assert learned.count("\n") == len(sentences("de"))
 
 
-def run_of(system: str, seed: int, bleu: float, p: float) -> dict:
+def run_of(system: str, seed: int, bleu: float, p: float = 1.0) -> dict:
     gates = {"experts_in_use": 0.5, "gate_entropy": 1.0, "balance_loss": 1.0}
-    tested = {} if system == "dense" else {"against_dense": {"difference": bleu - 20.0, "p": p}}
-    score = {"bleu": bleu, "chrf": 50.0, "sentences": 10}
-    return {
+    tested = {} if system == "dense" else {"against_baseline": {"difference": bleu - 20.0, "p": p}}
+    score = {"bleu": bleu, "bleu_lowercase": bleu + 0.5, "chrf": 50.0, "sentences": 10}
+    run = {
         "system": system,
         "seed": seed,
         "flags": ["--seed", str(seed)],
@@ -99,18 +102,24 @@ def run_of(system: str, seed: int, bleu: float, p: float) -> dict:
             "valid_nll_loss": 2.0,
             "gates": {"encoder": gates, "decoder": gates},
         },
+        "task_gates": {"encoder": {"unused": 0.25, "similarity": 0.125, "first_weight": 0.75}},
         "directions": {"en-de": score | tested, "de-en": score | tested},
         "zero_shot": {"fr-de": score},
     }
+    return run if system == "dense" else run | {"baseline": "dense"}
+
+
+def page_of(folder: Path, runs: list[dict], data: str = "made-up") -> str:
+    (folder / "results" / data).mkdir(parents=True)
+    for run in runs:
+        path = folder / "results" / data / f"{run['system']}-{run['seed']}.json"
+        path.write_text(json.dumps(run), encoding="utf-8")
+    return render(folder)
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    (tmp_path / "results" / "made-up").mkdir(parents=True)
-    for run in (run_of("dense", 1, 20, 1), run_of("better", 1, 22, 0.01), run_of("better", 2, 24, 0.06)):
-        path = tmp_path / "results" / "made-up" / f"{run['system']}-{run['seed']}.json"
-        path.write_text(json.dumps(run), encoding="utf-8")
-    return render(tmp_path)
+    return page_of(tmp_path, [run_of("dense", 1, 20), run_of("better", 1, 22, 0.01), run_of("better", 2, 24, 0.06)])
 
 
 def test_the_page_has_means_and_ranges_over_seeds_best_system_first(page: str) -> None:
@@ -124,13 +133,33 @@ def test_the_page_counts_the_directions_in_which_a_difference_is_significant(pag
     assert "| 2 of 4 | 0 of 4 |" in page
 
 
+def test_the_page_says_what_the_gates_learnt(page: str) -> None:
+    assert "| better, encoder | 0.25 [0.25, 0.25] | 0.12 [0.12, 0.12] | 0.75 [0.75, 0.75] |" in page
+
+
 def test_directions_that_were_not_trained_have_a_table_of_their_own(page: str) -> None:
     table = page.split("BLEU in directions that were not trained:")[1]
     assert "| system | fr-de |" in table
     assert "| better | 23.0 |" in table
 
 
-def test_an_unknown_system_is_one_line(tmp_path: Path) -> None:
-    finished = run_comparison(tmp_path, SYSTEM="best")
+def test_the_page_gives_a_students_share_of_its_teachers_gain(tmp_path: Path) -> None:
+    runs = [run_of("dense", 1, 20), run_of("token_token", 1, 24), run_of("distilled", 1, 21)]
+    page = page_of(tmp_path, [*runs, run_of("distilled_words", 2, 30)])
+    assert "- distilled, seed 1: +1.00 BLEU on dense, 25% of its teacher's gain (+4.00).\n" in page
+    assert "- distilled_words" not in page  # its teacher was not trained with this seed
+
+
+def test_the_page_holds_the_systems_against_a_bilingual_model(tmp_path: Path) -> None:
+    assert "beside a bilingual model" not in page_of(tmp_path, [run_of("dense", 1, 20)], "multi30k")
+    page = page_of(tmp_path, [run_of("dense", 1, 40)], "multi30k_lowercase")
+    table = page.split("## en-de beside a bilingual model")[1]
+    assert "| bilingual, lower-cased text | 40.50 | 10 |\n| dense | 20.50 | 10 |" in table
+
+
+@pytest.mark.parametrize("name", ["comparison_multi30k", "comparison_gates"])
+def test_an_unknown_system_is_one_line(name: str, tmp_path: Path) -> None:
+    work = {"SYSTEM": "best", "WORK_DIR": str(tmp_path), "INPUT_DIR": str(tmp_path)}
+    finished = run_step("comparison.sh", EXAMPLE / "settings" / f"{name}.sh", **work)
     assert finished.returncode == 2
-    assert finished.stderr.startswith("comparison.sh: error: SYSTEM=best: no such system; choose from dense ")
+    assert finished.stderr.startswith("comparison.sh: error: SYSTEM=best: no such system; choose from de")

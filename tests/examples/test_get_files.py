@@ -24,9 +24,10 @@ def folder(tmp_path: Path) -> Path:
     return directory
 
 
-def get_files(folder: Path, pairs: str = "en-de,de-en,en-fr,fr-en"):
+def get_files(folder: Path, *flags: str):
+    pairs = "en-de,de-en,en-fr,fr-en"
     return run_step(
-        "get_files.py", "--input-dir", folder, "--lang-pairs", pairs, "--output-dir", folder.parent / "text"
+        "get_files.py", "--input-dir", folder, "--lang-pairs", pairs, "--output-dir", folder.parent / "text", *flags
     )
 
 
@@ -35,6 +36,11 @@ def test_aligned_languages_become_one_pair_of_files_for_both_directions(folder: 
     names = sorted(path.name for path in (folder.parent / "text").glob("train.*"))
     assert names == ["train.de-en.de", "train.de-en.en", "train.en-fr.en", "train.en-fr.fr"]
     assert (folder.parent / "text" / "train.de-en.de").read_text().splitlines() == SENTENCES["de"]
+
+
+def test_text_becomes_lower_case_where_asked_to(folder: Path) -> None:
+    assert get_files(folder, "--lowercase").returncode == 0
+    assert (folder.parent / "text" / "test.de-en.de").read_text() == "ein hund\nzwei hunde\neine katze\n"
 
 
 def test_files_of_a_pair_are_taken_before_files_of_a_language(folder: Path) -> None:

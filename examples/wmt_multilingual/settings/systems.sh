@@ -4,7 +4,8 @@
 # are as wide as the feed-forward network of a layer that has none, 256.
 
 SYSTEMS=${SYSTEMS:-"dense source_target token_token token_target target_target dense_large pair_pair sentence_sentence switch static distilled distilled_words"}
-: "${SYSTEM:=dense}"
+BASELINE=dense
+: "${SYSTEM:=$BASELINE}"
 : "${SEEDS:=1 2}"
 : "${SEED:=1}"
 : "${LOG_INTERVAL:=50}"
