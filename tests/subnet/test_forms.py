@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_subnet_json_says_where_the_subnet_is_from_and_what_it_is(corpus: Corpus
     for layers in content["gates"].values():
         assert len(layers["1"]["en-de"]["experts"]) == 2
         assert sum(layers["1"]["en-de"]["weights"]) == pytest.approx(1)
-    assert content["versions"]["torch"] == torch.__version__
+    assert content["versions"]["torch"] == version("torch")
 
 
 def test_verification_notices_a_subnet_that_is_not_the_full_model(
