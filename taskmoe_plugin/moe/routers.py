@@ -182,23 +182,33 @@ def read_tables(routers: Iterable[TableRouter]) -> dict[TableRouter, Gates]:
     return {router: replace(gates, listed=experts) for (router, gates), experts in zip(tables.items(), listed)}
 
 
+def deal(tasks: int, experts: int, top_k: int) -> Tensor:
+    """(tasks, K) int64: experts dealt to tasks in turn. Task t gets t·K, t·K + 1, …, t·K + K - 1 (modulo E)."""
+    return (torch.arange(tasks).unsqueeze(1) * top_k + torch.arange(top_k)) % experts
+
+
 class TaskRouter(TableRouter):
     """Each task chooses its experts: the gate scores a learned embedding of the task (TaskMoE, section 3.1).
 
-    The embedding table belongs to the layer. Its first logits have variance 1, which tells tasks apart from the
-    first update on. They are divided by √M, the width of the embedding, and begin with weights that are as much larger:
-    Adam, which moves each weight by about the learning rate, would otherwise move a logit by M times that, and a task
-    would have settled on one expert instead of k by the end of the warm-up.
+    Every task begins with the experts that are dealt to it, ``HEAD_START`` ahead of the others and of nearly equal
+    weights. From there the gate learns slowly: its scores are divided by M, the width of the embedding, for Adam moves
+    each weight by about the learning rate, and would move their sum by M times that. Gates that move faster settle on
+    one expert of the k, or exchange experts before these have learnt anything.
     """
+
+    HEAD_START = 2.0
+    head_start: Tensor
 
     def __init__(self, tasks: int, width: int, experts: int, top_k: int, jitter: float = 0.0) -> None:
         super().__init__(experts, top_k)
         self.num_tasks = tasks
         self.task_embedding = nn.Parameter(torch.randn(tasks, width))
-        self.gate = LearnedGate(width, experts, std=1.0, jitter=jitter, scale=width**-0.5)
+        self.gate = LearnedGate(width, experts, std=1.0, jitter=jitter, scale=1 / width)
+        dealt = deal(tasks, experts, top_k)
+        self.register_buffer("head_start", torch.zeros(tasks, experts).scatter(1, dealt, self.HEAD_START))
 
     def table(self) -> Gates:
-        return top_k_gates(self.gate(self.task_embedding), self.top_k)
+        return top_k_gates(self.gate(self.task_embedding) + self.head_start.float(), self.top_k)
 
 
 class FixedTaskRouter(TableRouter):
@@ -226,10 +236,7 @@ class FixedTaskRouter(TableRouter):
 
 
 class StaticTaskRouter(TableRouter):
-    """Tasks are dealt to experts in turn, with equal weights: the Static MoE of TaskMoE, section 5.1.
-
-    Task t uses experts t·K, t·K + 1, …, t·K + K - 1 (modulo E).
-    """
+    """Each task has the experts that are dealt to it, with equal weights: the Static MoE of TaskMoE, section 5.1."""
 
     experts: Tensor
     probs: Tensor
@@ -237,7 +244,7 @@ class StaticTaskRouter(TableRouter):
     def __init__(self, tasks: int, experts: int, top_k: int) -> None:
         super().__init__(experts, top_k)
         self.num_tasks = tasks
-        dealt = (torch.arange(tasks).unsqueeze(1) * top_k + torch.arange(top_k)) % experts
+        dealt = deal(tasks, experts, top_k)
         self.register_buffer("experts", dealt, persistent=False)
         self.register_buffer("probs", torch.zeros(tasks, experts).scatter(1, dealt, 1.0 / top_k), persistent=False)
 

@@ -65,7 +65,8 @@ def collapsed(kind: str) -> tuple[torch.nn.Module, Tensor, RoutedBatch]:
         router.gate.weight[2:] = -router.gate.weight[:2]
         x += 30 * (router.gate.weight[0] + router.gate.weight[1])
         if kind == "task":
-            router.task_embedding += 3 * (router.gate.weight[0] + router.gate.weight[1]) * WIDTH**-0.5
+            router.head_start.zero_()
+            router.task_embedding += 3 * (router.gate.weight[0] + router.gate.weight[1])
     tokens = TokenBatch.from_padding(torch.zeros(rows, length, dtype=torch.bool))
     batch = RoutedBatch(tokens, torch.arange(rows), task_share=torch.full((rows,), 1 / rows))
     return router, x.view(-1, WIDTH), batch

@@ -95,18 +95,36 @@ def test_an_update_of_adam_moves_the_logits_of_a_task_little_however_wide_its_em
         router = TaskRouter(tasks=4, width=width, experts=8, top_k=2)
         optimizer = torch.optim.Adam(router.parameters(), lr=0.001)
         before = router.table().logits.detach()
-        assert 0.5 < before.std() < 1.5
         router.table().probs[:, 0].log().sum().neg().backward()
         optimizer.step()
         moves.append(float((router.table().logits.detach() - before).abs().max()))
-    # M times the learning rate would be 0.06 and 1; it is a few times √M.
-    assert moves[0] < 0.04
-    assert moves[1] < 0.16
+    # Of the embedding and of the gate, the learning rate each times the mean of what the other has.
+    assert max(moves) < 0.003
+    assert min(moves) > 0.0005
+
+
+def test_a_task_begins_with_the_experts_dealt_to_it_with_nearly_equal_weights() -> None:
+    torch.manual_seed(0)
+    gates = TaskRouter(tasks=3, width=64, experts=4, top_k=2).table()
+    assert gates.experts.sort(dim=1).values.tolist() == [[0, 1], [2, 3], [0, 1]]
+    assert gates.weights.max() < 0.6
+
+
+def test_a_task_can_leave_the_experts_dealt_to_it() -> None:
+    torch.manual_seed(0)
+    router = TaskRouter(tasks=3, width=64, experts=4, top_k=2)
+    optimizer = torch.optim.Adam(router.parameters(), lr=0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        router.table().logits[0, 2:].sum().neg().backward()
+        optimizer.step()
+    assert sorted(router.table().experts[0].tolist()) == [2, 3]
 
 
 def test_jitter_multiplies_by_at_most_one_plus_or_minus_epsilon() -> None:
     router = TaskRouter(tasks=50, width=1, experts=1, top_k=1, jitter=0.25)
     with torch.no_grad():
+        router.head_start.zero_()
         router.task_embedding.fill_(1.0)
         router.gate.weight.fill_(1.0)
         noise = router.table().logits
@@ -158,10 +176,8 @@ def test_static_tasks_are_dealt_to_the_experts_in_turn_with_equal_weights() -> N
     assert not router.state_dict()
 
 
-def test_the_first_gates_of_tasks_differ_and_those_of_tokens_are_nearly_even() -> None:
+def test_the_first_gates_of_tokens_are_nearly_even() -> None:
     torch.manual_seed(0)
-    tasks = TaskRouter(tasks=64, width=128, experts=8, top_k=2).table().logits
-    assert tasks.std().item() == pytest.approx(1.0, abs=0.2)
     tokens = TokenRouter(width=128, experts=8, top_k=2).gate(torch.randn(64, 128))
     assert tokens.std().item() == pytest.approx(0.1**0.5, abs=0.07)
 

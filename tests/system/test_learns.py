@@ -57,7 +57,7 @@ def with_other_tasks(path: Path, output: Path) -> Path:
     """A copy of a checkpoint in which every task has the gate of the next one."""
     saved = torch.load(path, weights_only=True)
     for name, value in saved["model"].items():
-        if name.endswith("router.task_embedding"):
+        if name.endswith(("router.task_embedding", "router.head_start")):
             saved["model"][name] = value.roll(1, dims=0)
     torch.save(saved, output)
     return output
