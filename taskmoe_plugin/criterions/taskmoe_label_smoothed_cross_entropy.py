@@ -23,13 +23,21 @@ STACKS = ("encoder", "decoder")
 
 @dataclass
 class TaskMoELabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    moe_gate_loss_wt: float = field(default=0.01, metadata={"help": "weight of the balance loss of the gates"})
+    moe_gate_loss_wt: float = field(
+        default=0.01, metadata={"help": "weight of the balance loss of gates that choose by token or sentence"}
+    )
+    moe_task_gate_loss_wt: float = field(
+        default=0.0, metadata={"help": "weight of the balance loss of gates that choose by task"}
+    )
     moe_z_loss_wt: float = field(default=0.0, metadata={"help": "weight of the z-loss of the gates"})
 
 
 @register_criterion("taskmoe_label_smoothed_cross_entropy", dataclass=TaskMoELabelSmoothedCrossEntropyCriterionConfig)
 class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """loss = label-smoothed cross-entropy + sample size · Σ over MoE layers of (w · balance loss + z · z-loss).
+
+    Gates of tasks have a weight w of their own, by default 0: their experts are dealt evenly, and a load that is uneven
+    because one task is half of the tokens cannot be evened by choosing other experts.
 
     fairseq's losses are sums over tokens, hence the factor; after normalisation it is Switch Transformer's
     loss (section 2.2), one term per layer. With several processes the gates' losses are of all their batches together.
@@ -47,10 +55,12 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         ignore_prefix_size: int = 0,
         report_accuracy: bool = False,
         moe_gate_loss_wt: float = 0.01,
+        moe_task_gate_loss_wt: float = 0.0,
         moe_z_loss_wt: float = 0.0,
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         self.gate_loss_wt = moe_gate_loss_wt
+        self.task_gate_loss_wt = moe_task_gate_loss_wt
         self.z_loss_wt = moe_z_loss_wt
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
@@ -75,7 +85,8 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
             records = net_output[1]["moe"][stack]
             means, whole_size = self._means(records, sample_size, filler)
             found = statistics(means, loss.device)
-            penalty = len(records) * (self.gate_loss_wt * found["balance_loss"] + self.z_loss_wt * found["z_loss"])
+            balance_wt = self.task_gate_loss_wt if _tokens(records) is None else self.gate_loss_wt
+            penalty = len(records) * (balance_wt * found["balance_loss"] + self.z_loss_wt * found["z_loss"])
             # The value is this batch's share of the penalty; the gradient, what the batch adds to that of the whole.
             loss = loss + whole_size * penalty - (whole_size - sample_size) * penalty.detach()
             for name, value in found.items():
@@ -92,8 +103,7 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
     def _means(self, records: list[MoERecord], sample_size: Any, filler: bool) -> tuple[Sequence[Tensor], Any]:
         """``token_means`` of the layers of a stack over the batches of all processes, and the sample size of them."""
         means = [token_means(record) for record in records]
-        # Without tokens it is a table of tasks that counts, the same on every process.
-        tokens = records[0].tokens if records else None
+        tokens = _tokens(records)
         if tokens is None or distributed_utils.get_data_parallel_world_size() == 1:
             return means, sample_size
         if filler:
@@ -125,3 +135,8 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
             for name in STATISTICS:
                 total = sum(log.get(f"{stack}_{name}", 0) for log in logging_outputs)
                 metrics.log_scalar(f"{stack}_{name}", total / sample_size, sample_size, round=3)
+
+
+def _tokens(records: list[MoERecord]) -> int | None:
+    # None without gates, and for those of tasks: a table that is the same for all batches and processes.
+    return records[0].tokens if records else None

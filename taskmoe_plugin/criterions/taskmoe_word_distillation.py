@@ -42,10 +42,18 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
         ignore_prefix_size: int = 0,
         report_accuracy: bool = False,
         moe_gate_loss_wt: float = 0.01,
+        moe_task_gate_loss_wt: float = 0.0,
         moe_z_loss_wt: float = 0.0,
     ) -> None:
         super().__init__(
-            task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy, moe_gate_loss_wt, moe_z_loss_wt
+            task,
+            sentence_avg,
+            label_smoothing,
+            ignore_prefix_size,
+            report_accuracy,
+            moe_gate_loss_wt,
+            moe_task_gate_loss_wt,
+            moe_z_loss_wt,
         )
         if not 0 <= distill_wt <= 1:
             usage_error(f"--distill-wt {distill_wt:g}: give a value from 0 to 1")

@@ -110,7 +110,7 @@ def _without_plugin_flags(args: Namespace, name: str) -> Namespace:
     parser = ArgumentParser(add_help=False)
     add_moe_args(parser)
     add_bleu_args(parser)
-    flags = {*vars(parser.parse_args([])), "moe_gate_loss_wt", "moe_z_loss_wt"}
+    flags = {*vars(parser.parse_args([])), "moe_gate_loss_wt", "moe_task_gate_loss_wt", "moe_z_loss_wt"}
     kept = {name: value for name, value in vars(args).items() if name not in flags and not name.startswith("taskmoe_")}
     stock = {"task": STOCK_TASK, "criterion": STOCK_CRITERION, "arch": STOCK_MODEL, "user_dir": None, "base_layers": 0}
     return Namespace(**{**kept, **stock, "_name": name})

@@ -71,11 +71,13 @@ def test_without_weights_the_loss_is_fairseqs(task: Any, samples: list, flags: d
 def test_the_gates_losses_are_added_once_for_every_layer_and_unit_of_sample_size(task, samples, routing) -> None:
     flags = dict(zip(("encoder_moe_routing", "decoder_moe_routing"), routing))
     model = build_model(task=task, moe_freq=1, **flags)
-    plain, weighted = criterion(task, moe_gate_loss_wt=0.0), criterion(task, moe_gate_loss_wt=0.3, moe_z_loss_wt=0.02)
+    plain = criterion(task, moe_gate_loss_wt=0.0)
+    weighted = criterion(task, moe_gate_loss_wt=0.3, moe_task_gate_loss_wt=0.2, moe_z_loss_wt=0.02)
+    weights = {stack: 0.3 if each in ("token", "sentence") else 0.2 for stack, each in zip(STACKS, routing)}
     sample = samples[0]
     records = model(**sample["net_input"])[1]["moe"]
     penalty = sum(
-        0.3 * balance_loss(record.gates, record.share) + 0.02 * z_loss(record.gates, record.share)
+        weights[stack] * balance_loss(record.gates, record.share) + 0.02 * z_loss(record.gates, record.share)
         for stack in STACKS
         for record in records[stack]
     )
@@ -89,7 +91,7 @@ def test_the_balance_loss_reaches_the_gates_and_nothing_else(task: Any, samples:
     gradients = []
     for weight in (0.0, 1.0):
         model = build_model(task=task)
-        run(criterion(task, moe_gate_loss_wt=weight), model, samples[0], training=True)[0].backward()
+        run(criterion(task, moe_task_gate_loss_wt=weight), model, samples[0], training=True)[0].backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, without in gradients[0].items():
         same = without is gradients[1][name] or torch.allclose(without, gradients[1][name])

@@ -32,7 +32,8 @@ SMALL = [
 ]
 COMMON = (
     *SMALL, "--arch", "taskmoe_transformer", "--moe-expert-count", 4, "--dropout", 0, "--share-all-embeddings",
-    "--criterion", "taskmoe_label_smoothed_cross_entropy", "--moe-gate-loss-wt", 0.05, "--moe-z-loss-wt", 0.01,
+    "--criterion", "taskmoe_label_smoothed_cross_entropy", "--moe-gate-loss-wt", 0.05,
+    "--moe-task-gate-loss-wt", 0.05, "--moe-z-loss-wt", 0.01,
     "--label-smoothing", 0.1,
     "--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo",
 )  # fmt: skip

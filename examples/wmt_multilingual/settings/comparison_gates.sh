@@ -7,16 +7,14 @@
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source "$EXAMPLE/settings/demo.sh"
 
-BASELINE=default
-SYSTEMS=${SYSTEMS:-"default no_balance_loss more_balance_loss z_loss jitter static"}
+BASELINE=balance_0
+SYSTEMS=${SYSTEMS:-"balance_0 balance_0.01 balance_0.1 z_loss jitter static"}
 : "${SYSTEM:=$BASELINE}"
 : "${SEEDS:=1}"
 : "${SEED:=1}"
 ZERO_SHOT_PAIRS='' TEACHER_DIR='' SUBNETS=none
 case $SYSTEM in
-    default) ;;
-    no_balance_loss) CRITERION_FLAGS+=(--moe-gate-loss-wt 0) ;;
-    more_balance_loss) CRITERION_FLAGS+=(--moe-gate-loss-wt 0.1) ;;
+    balance_*) CRITERION_FLAGS+=(--moe-task-gate-loss-wt "${SYSTEM#balance_}") ;;
     z_loss) CRITERION_FLAGS+=(--moe-z-loss-wt 0.001) ;;
     jitter) MODEL_FLAGS+=(--moe-router-jitter 0.1) ;;
     static) MODEL_FLAGS+=(--moe-task-gate static) ;;
