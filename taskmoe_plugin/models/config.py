@@ -28,7 +28,8 @@ def add_moe_args(parser: ArgumentParser) -> None:
             help=f"what the {stack}'s gates route by (default: {default})")  # fmt: skip
     add("--moe-task-groups", metavar="FILE", help="for group routing: a file of lines 'pair<TAB>group name'")
     add("--moe-task-gate", choices=("learned", "static"),
-        help="tasks begin with experts dealt in turn and even weights; static: they keep these (default: learned)")  # fmt: skip
+        help="tasks begin with experts dealt in turn and even weights; "
+        "static: they keep these (default: learned)")  # fmt: skip
     add("--moe-capacity-factor", type=float, metavar="C",
         help="for token routing: in training an expert takes at most ceil(C·k·tokens/experts) tokens, "
         "0: dropless (default: 0)")  # fmt: skip
