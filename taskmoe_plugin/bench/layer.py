@@ -186,14 +186,17 @@ def _cell(row: Row | None) -> str:
 
 
 def draw(rows: list[Row], figure: Any) -> None:
-    """Plot speed relative to dense against tokens, one panel per pass, for the first dtype and number of experts."""
-    first = rows[0]
-    chosen = [row for row in rows if (row["dtype"], row["experts"]) == (first["dtype"], first["experts"])]
-    passes = list(dict.fromkeys(row["pass"] for row in chosen))
-    for axes, mode in zip(figure.subplots(1, len(passes), squeeze=False)[0], passes):
-        for name in SYSTEMS:
-            points = [row for row in chosen if row["pass"] == mode and row["system"] == name]
-            axes.plot([row["tokens"] for row in points], [row["ratio"] for row in points], marker="o", label=name)
-        axes.set(xscale="log", xlabel="tokens", ylabel="speed, dense FFN of equal work = 1", ylim=(0, None))
-        axes.set_title(f"{mode}, {first['experts']} experts, {first['dtype']}")
-        axes.legend()
+    """Plot speed relative to dense against tokens: a column of panels per pass, a row per dtype and expert count."""
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    kinds = list(dict.fromkeys((row["dtype"], row["experts"]) for row in rows))
+    figure.set_size_inches(4.5 * len(passes), 2 + 2.5 * len(kinds))
+    panels = figure.subplots(len(kinds), len(passes), squeeze=False)
+    for across, (dtype, experts) in zip(panels, kinds):
+        for axes, mode in zip(across, passes):
+            chosen = [row for row in rows if (row["dtype"], row["experts"], row["pass"]) == (dtype, experts, mode)]
+            for name in dict.fromkeys(row["system"] for row in chosen):
+                points = [row for row in chosen if row["system"] == name]
+                axes.plot([row["tokens"] for row in points], [row["ratio"] for row in points], marker="o", label=name)
+            axes.set(xscale="log", xlabel="tokens", ylabel="speed, dense = 1", ylim=(0, None))
+            axes.set_title(f"{mode}, {experts} experts, {dtype}")
+            axes.legend(fontsize="small")
