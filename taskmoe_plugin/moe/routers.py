@@ -183,8 +183,11 @@ def read_tables(routers: Iterable[TableRouter]) -> dict[TableRouter, Gates]:
 
 
 def deal(tasks: int, experts: int, top_k: int) -> Tensor:
-    """(tasks, K) int64: experts dealt to tasks in turn. Task t gets t·K, t·K + 1, …, t·K + K - 1 (modulo E)."""
-    return (torch.arange(tasks).unsqueeze(1) * top_k + torch.arange(top_k)) % experts
+    """(tasks, K) int64: experts dealt to tasks in turn. Task t gets t, t + ⌊E/K⌋, t + 2·⌊E/K⌋, … (modulo E).
+
+    Far apart, they belong to different processes where experts are spread, and a task with many tokens keeps all busy.
+    """
+    return (torch.arange(tasks).unsqueeze(1) + torch.arange(top_k) * (experts // top_k)) % experts
 
 
 class TaskRouter(TableRouter):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskmoe_plugin.moe import StaticTaskRouter, TaskRouter, TokenRouter, top_k_gates
+from taskmoe_plugin.moe.routers import deal
 from tests.helpers.moe import ROUTERS, TASKS, WIDTH, make_batch, make_router
 
 LEARNED = ("task", "sentence", "token")
@@ -103,10 +104,17 @@ def test_an_update_of_adam_moves_the_logits_of_a_task_little_however_wide_its_em
     assert min(moves) > 0.0005
 
 
+@pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (4, 2), (5, 2), (7, 3), (3, 3)])
+def test_experts_are_dealt_evenly_and_none_twice_to_a_task(experts: int, top_k: int) -> None:
+    dealt = deal(experts, experts, top_k)
+    assert dealt.flatten().bincount().tolist() == [top_k] * experts
+    assert all(len(set(row)) == top_k for row in dealt.tolist())
+
+
 def test_a_task_begins_with_the_experts_dealt_to_it_with_nearly_equal_weights() -> None:
     torch.manual_seed(0)
     gates = TaskRouter(tasks=3, width=64, experts=4, top_k=2).table()
-    assert gates.experts.sort(dim=1).values.tolist() == [[0, 1], [2, 3], [0, 1]]
+    assert gates.experts.sort(dim=1).values.tolist() == [[0, 2], [1, 3], [0, 2]]
     assert gates.weights.max() < 0.6
 
 
@@ -116,9 +124,9 @@ def test_a_task_can_leave_the_experts_dealt_to_it() -> None:
     optimizer = torch.optim.Adam(router.parameters(), lr=0.01)
     for _ in range(300):
         optimizer.zero_grad()
-        router.table().logits[0, 2:].sum().neg().backward()
+        router.table().logits[0, 1::2].sum().neg().backward()
         optimizer.step()
-    assert sorted(router.table().experts[0].tolist()) == [2, 3]
+    assert sorted(router.table().experts[0].tolist()) == [1, 3]
 
 
 def test_jitter_multiplies_by_at_most_one_plus_or_minus_epsilon() -> None:
@@ -169,9 +177,9 @@ def test_static_tasks_are_dealt_to_the_experts_in_turn_with_equal_weights() -> N
     router = StaticTaskRouter(tasks=3, experts=4, top_k=2)
     gates = router.table()
     assert gates.logits is None
-    assert gates.experts.tolist() == [[0, 1], [2, 3], [0, 1]]
+    assert gates.experts.tolist() == [[0, 2], [1, 3], [2, 0]]
     assert gates.weights.tolist() == [[0.5, 0.5]] * 3
-    assert gates.probs.tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0]]
+    assert gates.probs.tolist() == [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [0.5, 0, 0.5, 0]]
     assert not list(router.parameters())
     assert not router.state_dict()
 
