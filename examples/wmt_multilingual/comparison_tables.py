@@ -63,7 +63,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def overview(systems: Systems) -> str:
-    """A line for each system: scores, and what was tested against dense."""
+    """A line for each system: scores, and what was tested against the baseline."""
     rows = []
     for system, runs in systems.items():
         rows.append(

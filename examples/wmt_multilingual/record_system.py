@@ -24,7 +24,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.significance import PairedTest
 
 import text
-from score import score_direction
+from score import read_translations, score_direction
 from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from text import Direction, TextError
@@ -43,9 +43,7 @@ def reference_of(work_dir: Path, direction: Direction) -> Path:
 
 def bootstrap(hypotheses: Path, baseline: Path, reference: Path, lang: str) -> dict[str, Any]:
     """The difference in BLEU from a baseline and its p-value, from sacrebleu's paired bootstrap of 1,000 samples."""
-    systems: list[tuple[str, Sequence[str]]] = [
-        (str(path), path.read_text(encoding="utf-8").split("\n")[:-1]) for path in (baseline, hypotheses)
-    ]
+    systems: list[tuple[str, Sequence[str]]] = [(str(path), read_translations(path)) for path in (baseline, hypotheses)]
     references = [list(text.read_lines(reference))]
     found: Any = PairedTest(systems, {"BLEU": BLEU(trg_lang=lang)}, references, test_type="bs", n_samples=1000)()
     before, after = found[1]["BLEU"]
@@ -67,8 +65,7 @@ def scores(work_dir: Path, folder: str, directions: list[Direction]) -> dict[str
 def lowercase_bleu(hypotheses: Path, reference: Path, lang: str) -> float:
     """sacrebleu's BLEU of lower-cased text."""
     references = [list(text.read_lines(reference))]
-    translations = hypotheses.read_text(encoding="utf-8").split("\n")[:-1]
-    return float(BLEU(trg_lang=lang, lowercase=True).corpus_score(translations, references).score)
+    return float(BLEU(trg_lang=lang, lowercase=True).corpus_score(read_translations(hypotheses), references).score)
 
 
 def parameters(checkpoint: Path, flags: list[str]) -> dict[str, int]:

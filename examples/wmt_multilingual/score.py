@@ -20,17 +20,21 @@ import text
 from text import Direction, TextError
 
 
+def read_translations(path: Path) -> list[str]:
+    """The lines of a file of translations, some of which may be empty. Raises TextError where there is none."""
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        raise TextError(f"{path}: no such file; translate this direction first") from None
+
+
 def score_direction(hypotheses: Path, reference: Path, lang: str, tokenize: str | None = None) -> dict[str, Any]:
     """Score a file of translations into ``lang`` against its reference.
 
     BLEU's tokenizer is ``tokenize``, or sacrebleu's default, but that of ``lang`` where sacrebleu has one (zh).
     Raises TextError where the two differ in their number of lines.
     """
-    references = list(text.read_lines(reference))
-    try:
-        translations = hypotheses.read_text(encoding="utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        raise TextError(f"{hypotheses}: no such file; translate this direction first") from None
+    references, translations = list(text.read_lines(reference)), read_translations(hypotheses)
     if len(translations) != len(references):
         raise TextError(f"{hypotheses}: {len(translations)} translations, but {len(references)} lines in {reference}")
     has_own = BLEU(trg_lang=lang).tokenizer.signature() != BLEU.TOKENIZER_DEFAULT
