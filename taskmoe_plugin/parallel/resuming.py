@@ -29,7 +29,7 @@ def checkpoint_directories(args: Namespace) -> list[Path]:
 
 
 def check_restore_file(args: Namespace) -> Any:
-    """Look at the checkpoint that training goes on from, if there is one.
+    """Look at the checkpoint that training goes on or starts from, if there is one.
 
     A run that is killed while fairseq copies a new checkpoint to ``checkpoint_last.pt`` leaves that cut short. The file
     that it was copied from is complete, and takes its place.
@@ -40,18 +40,18 @@ def check_restore_file(args: Namespace) -> Any:
     Raises:
         SystemExit: the checkpoint cannot be read, or cannot be continued with these flags.
     """
-    path = Path(args.save_dir) / LAST if args.restore_file == LAST else Path(args.restore_file)
     if distributed_utils.get_data_parallel_world_size() == 1:
-        return _check(path, args)
+        return _check(args)
     group = distributed_utils.get_data_parallel_group()
-    trained = _check(path, args) if distributed_utils.get_rank(group) == 0 else None
+    trained = _check(args) if distributed_utils.get_rank(group) == 0 else None
     dist.barrier(group)
     return trained
 
 
-def _check(path: Path, args: Namespace) -> Any:
+def _check(args: Namespace) -> Any:
+    path = Path(args.save_dir) / LAST if args.restore_file == LAST else Path(args.restore_file)
     if not path.is_file():
-        return None
+        return _check_finetuned(args.finetune_from_model) if args.finetune_from_model else None
     try:
         state = load_mapped(path)
     except ValueError as error:
@@ -64,6 +64,19 @@ def _check(path: Path, args: Namespace) -> Any:
             f"--fp16: {path} has the optimizer state of experts that were spread over processes, which flattened "
             "gradients cannot take up; add --fp16-no-flatten-grads, or --reset-optimizer"
         )
+    return _model_args(state)
+
+
+def _check_finetuned(path: str) -> Any:
+    if not Path(path).is_file():
+        usage_error(f"--finetune-from-model {path}: no such file; give a checkpoint")
+    try:
+        return _model_args(load_mapped(Path(path)))
+    except ValueError as error:
+        failure(f"--finetune-from-model {path}: {error}; give another checkpoint, of PyTorch 1.6 or later")
+
+
+def _model_args(state: Any) -> Any:
     return (state.get("cfg") or {}).get("model")
 
 

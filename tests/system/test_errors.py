@@ -79,6 +79,28 @@ def test_an_unseen_pair_is_translated_under_source_and_target_routing(corpus: Co
     assert len(generate(corpus, checkpoint, "fr-de").hypotheses) == 9
 
 
+def test_other_tasks_than_those_of_the_model_to_finetune_are_refused(
+    corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    flags = ("--finetune-from-model", checkpoint, "--langs", "en,fr,de")
+    message = error_of(capsys, train, corpus, tmp_path, *flags)
+    assert "--langs en,fr,de: the checkpoint was trained with --langs en,de,fr; give the same" in message
+
+
+def test_a_model_to_finetune_that_cannot_be_read_is_named(corpus: Corpus, tmp_path: Path, capsys) -> None:
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"PK")
+    with pytest.raises(SystemExit) as stopped:
+        train(corpus, tmp_path, "--finetune-from-model", broken)
+    assert stopped.value.code == 1
+    assert f"--finetune-from-model {broken}: truncated or corrupted; give another" in capsys.readouterr().err
+
+
+def test_a_model_to_finetune_that_is_missing_is_named(corpus: Corpus, tmp_path: Path, capsys) -> None:
+    message = error_of(capsys, train, corpus, tmp_path, "--finetune-from-model", tmp_path / "none.pt")
+    assert f"--finetune-from-model {tmp_path / 'none.pt'}: no such file" in message
+
+
 @pytest.mark.parametrize("tool", ["generate", "interactive"])
 @pytest.mark.parametrize("langs", ["de,en,fr", "en,de,fr,cs", "en,de"])
 def test_other_languages_than_the_checkpoints_are_refused(corpus, checkpoint, capsys, tool: str, langs: str) -> None:
