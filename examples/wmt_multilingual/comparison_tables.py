@@ -178,15 +178,15 @@ def _lowercase(runs: list[Run]) -> tuple[str, str]:
     return bleu, over_seeds((run["training"]["updates"] for run in runs), ",.0f")
 
 
-def by_direction(systems: Systems, key: str) -> str:
-    """BLEU of every direction and system."""
+def by_direction(systems: Systems, key: str, metric: str) -> str:
+    """One score, ``bleu`` or ``chrf``, of every direction and system."""
     runs_of = {system: [run[key] for run in runs if key in run] for system, runs in systems.items()}
     runs_of = {system: runs for system, runs in runs_of.items() if runs}
     if not runs_of:
         return ""
     directions = list(next(iter(runs_of.values()))[0])
     rows = (
-        (system, *(f"{statistics.mean(run[direction]['bleu'] for run in runs):.1f}" for direction in directions))
+        (system, *(f"{statistics.mean(run[direction][metric] for run in runs):.1f}" for direction in directions))
         for system, runs in runs_of.items()
     )
     return markdown(("system", *directions), rows)

@@ -50,12 +50,11 @@ def section(name: str, systems: Systems) -> str:
         "\n",
         tables.costs(systems),
         tables.task_gates(systems),
-        "\nBLEU by direction:\n\n",
-        tables.by_direction(systems, "directions"),
     ]
-    zero_shot = tables.by_direction(systems, "zero_shot")
-    if zero_shot:
-        parts += ["\nBLEU in directions that were not trained:\n\n", zero_shot]
+    for key, where in (("directions", "by direction"), ("zero_shot", "in directions that were not trained")):
+        for metric, label in (("bleu", "BLEU"), ("chrf", "chrF")):
+            table = tables.by_direction(systems, key, metric)
+            parts += [f"\n{label} {where}:\n\n{table}"] if table else []
     return "".join(parts)
 
 

@@ -143,6 +143,11 @@ def test_directions_that_were_not_trained_have_a_table_of_their_own(page: str) -
     assert "| better | 23.0 |" in table
 
 
+def test_every_direction_has_its_chrf(page: str) -> None:
+    table = page.split("chrF by direction:")[1]
+    assert "| better | 50.0 | 50.0 |" in table.split("chrF in directions")[0]
+
+
 def test_the_page_gives_a_students_share_of_its_teachers_gain(tmp_path: Path) -> None:
     runs = [run_of("dense", 1, 20), run_of("token_token", 1, 24), run_of("distilled", 1, 21)]
     page = page_of(tmp_path, [*runs, run_of("distilled_words", 2, 30)])
