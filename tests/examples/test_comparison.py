@@ -30,10 +30,10 @@ def run_comparison(folder: Path, **changes: str):
     return run_step("comparison.sh", EXAMPLE / "settings" / "comparison_multi30k.sh", **environment | changes)
 
 
-def render(folder: Path) -> str:
-    finished = run_step("render_comparison.py", "--results-dir", folder / "results", "--output", folder / "page.md")
+def render(results: Path, output: Path) -> str:
+    finished = run_step("render_comparison.py", "--results-dir", results, "--output", output)
     assert finished.returncode == 0, finished.stderr
-    return (folder / "page.md").read_text(encoding="utf-8")
+    return output.read_text(encoding="utf-8")
 
 
 def test_each_system_leaves_its_figures_once(tmp_path: Path) -> None:
@@ -114,12 +114,17 @@ def page_of(folder: Path, runs: list[dict], data: str = "made-up") -> str:
     for run in runs:
         path = folder / "results" / data / f"{run['system']}-{run['seed']}.json"
         path.write_text(json.dumps(run), encoding="utf-8")
-    return render(folder)
+    return render(folder / "results", folder / "page.md")
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     return page_of(tmp_path, [run_of("dense", 1, 20), run_of("better", 1, 22, 0.01), run_of("better", 2, 24, 0.06)])
+
+
+def test_the_page_in_the_documentation_is_that_of_the_results_beside_it(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert (docs / "comparison.md").read_text(encoding="utf-8") == render(docs / "comparison", tmp_path / "page.md")
 
 
 def test_the_page_has_means_and_ranges_over_seeds_best_system_first(page: str) -> None:
