@@ -23,7 +23,8 @@ vocabulary, number of updates, batches and learning rate; what sets them apart i
 Figures are means over the seeds, with the smallest and largest in brackets where there are several. BLEU and chrF are
 sacrebleu's on whole test sets, averaged over directions. *Better* and *worse* count the directions, of all seeds,
 in which sacrebleu's paired bootstrap (1,000 samples) finds a difference from the baseline of the same seed with
-p < 0.05. Experts in use are the share of experts that get a token in one update, at the end of the training.
+p < 0.05. Words per second are those of training text in the processor's time for a whole training, its start and its
+validations too. Experts in use are the share of experts that get a token in one update, at the end of the training.
 """
 
 
