@@ -24,6 +24,7 @@ def student_weights(teacher: dict[str, torch.Tensor], flags: list[str]) -> dict[
     Raises TextError where the two differ in shape.
     """
     args = options.parse_args_and_arch(options.get_training_parser(), flags)
+    args.finetune_from_model = None  # it may be the file that these weights are for
     torch.manual_seed(args.seed)
     weights: dict[str, torch.Tensor] = tasks.setup_task(args).build_model(args).state_dict()
     for name in weights.keys() & teacher.keys():
