@@ -3,7 +3,8 @@
 #
 # Prepare the training of a student, in $WORK_DIR: the teacher's translations of the training text as binary data,
 # and the teacher's weights without its experts as first weights, $WORK_DIR/student.pt. TEACHER_DIR is the WORK_DIR of
-# the teacher, with text, vocabulary, binary and model; the flags of the settings are the student's.
+# the teacher, with text, vocabulary, binary and model; the flags of the settings are the student's. The translations
+# stay in $TEACHER_DIR/training_translations, for other students.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE/generate.sh"
@@ -18,7 +19,8 @@ pieces_of() {
     grep '^H-' "$2.generated" | cut -c 3- | sort -n | cut -f 3 >"$2"
     rm "$2.generated"
 }
-translate_all "$WORK_DIR/teacher_pieces" pieces_of
+translations=$TEACHER_DIR/training_translations
+translate_all "$translations" pieces_of
 
 if [[ ! -e $WORK_DIR/binary ]]; then
     pieces=$WORK_DIR/pieces
@@ -30,7 +32,7 @@ if [[ ! -e $WORK_DIR/binary ]]; then
         shared=$TEACHER_DIR/pieces/train.$direction.$source
         [[ -e $shared ]] || shared=$TEACHER_DIR/pieces/train.$target-$source.$source
         ln -sf "$shared" "$pieces/train.$direction.$source"
-        ln -sf "$WORK_DIR/teacher_pieces/$direction.txt" "$pieces/train.$direction.$target"
+        ln -sf "$translations/$direction.txt" "$pieces/train.$direction.$target"
     done
     "$EXAMPLE/binarize.sh" "$1"
 fi

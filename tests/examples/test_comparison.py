@@ -83,7 +83,7 @@ def assert_student_begins_as_its_teacher(work: Path) -> None:
     }
     assert all(torch.equal(student[name], teacher[name]) for name in student if name in teacher)
     learned = (work / "distilled_words-1" / "pieces" / "train.en-de.de").read_text()
-    assert learned == (work / "distilled_words-1" / "teacher_pieces" / "en-de.txt").read_text()
+    assert learned == (work / "token_token-1" / "training_translations" / "en-de.txt").read_text()
     assert learned.count("\n") == len(sentences("de"))
 
 
