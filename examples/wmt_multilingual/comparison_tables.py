@@ -148,7 +148,10 @@ def shares_of_gain(systems: Systems) -> str:
                 continue
             gain = bleu[teacher] - bleu[run["baseline"]]
             own = bleu[student] - bleu[run["baseline"]]
-            share = f"{own / gain:.0%} of its teacher's gain" if gain > 0 else "and its teacher gains nothing"
+            if gain <= 0:
+                share = "and its teacher gains nothing"
+            else:
+                share = f"{own / gain:.0%} of its teacher's gain" if own > 0 else "nothing of its teacher's gain"
             lines.append(
                 f"- {student}, seed {run['seed']}: {own:+.2f} BLEU on {run['baseline']}, {share} ({gain:+.2f}).\n"
             )

@@ -127,6 +127,35 @@ def test_the_page_in_the_documentation_is_that_of_the_results_beside_it(tmp_path
     assert (docs / "comparison.md").read_text(encoding="utf-8") == render(docs / "comparison", tmp_path / "page.md")
 
 
+README_NAMES = {
+    "dense": "dense",
+    "dense, four times as wide": "dense_large",
+    "token / token": "token_token",
+    "token / token, one expert": "switch",
+    "sentence / sentence": "sentence_sentence",
+    "pair / pair": "pair_pair",
+    "target / target": "target_target",
+    "source / target": "source_target",
+    "source / target, static gates": "static",
+    "token / target": "token_target",
+    "dense student of token / token": "distilled",
+    "the same, with word distributions": "distilled_words",
+}
+
+
+def test_the_readmes_table_has_the_figures_of_the_page() -> None:
+    top = Path(__file__).parents[2]
+    readme = (top / "README.md").read_text(encoding="utf-8")
+    page = (top / "docs" / "comparison.md").read_text(encoding="utf-8").split("\n## homeassistant\n")[1]
+    shown = readme.split("| encoder / decoder | BLEU | chrF | validation loss, bits |\n|---|---|---|---|\n")[1]
+    rows = [line.strip("| ").split(" | ") for line in shown.split("\n\n")[0].splitlines()]
+    assert rows
+    for name, bleu, chrf, loss in rows:
+        start = f"| {README_NAMES[name]} | "
+        overview, costs = [line.split(" | ") for line in page.splitlines() if line.startswith(start)][:2]
+        assert (bleu, chrf, loss) == (overview[2], overview[5], costs[4]), name
+
+
 def test_the_page_has_means_and_ranges_over_seeds_best_system_first(page: str) -> None:
     better, dense = (line for line in page.splitlines() if line.startswith(("| better | 2 |", "| dense | 1 |")))
     assert "| 23.00 [22.00, 24.00] | 23.00 [22.00, 24.00] |" in better
@@ -155,8 +184,10 @@ def test_every_direction_has_its_chrf(page: str) -> None:
 
 def test_the_page_gives_a_students_share_of_its_teachers_gain(tmp_path: Path) -> None:
     runs = [run_of("dense", 1, 20), run_of("token_token", 1, 24), run_of("distilled", 1, 21)]
-    page = page_of(tmp_path, [*runs, run_of("distilled_words", 2, 30)])
+    worse = [run_of("dense", 3, 20), run_of("token_token", 3, 24), run_of("distilled", 3, 19)]
+    page = page_of(tmp_path, [*runs, *worse, run_of("distilled_words", 2, 30)])
     assert "- distilled, seed 1: +1.00 BLEU on dense, 25% of its teacher's gain (+4.00).\n" in page
+    assert "- distilled, seed 3: -1.00 BLEU on dense, nothing of its teacher's gain (+4.00).\n" in page
     assert "- distilled_words" not in page  # its teacher was not trained with this seed
 
 
