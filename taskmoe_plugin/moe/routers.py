@@ -183,11 +183,15 @@ def read_tables(routers: Iterable[TableRouter]) -> dict[TableRouter, Gates]:
 
 
 def deal(tasks: int, experts: int, top_k: int) -> Tensor:
-    """(tasks, K) int64: experts dealt to tasks in turn. Task t gets t, t + ⌊E/K⌋, t + 2·⌊E/K⌋, … (modulo E).
+    """(tasks, K) int64: experts dealt to tasks in turn, one from each of K blocks of consecutive experts.
 
-    Far apart, they belong to different processes where experts are spread, and a task with many tokens keeps all busy.
+    A task's experts are far apart: they belong to different processes where experts are spread, and a task with many
+    tokens keeps all of these busy. Whenever it has been dealt, block j moves on by j places, so that two tasks do not
+    share all their experts as long as there are other ways to combine them.
     """
-    return (torch.arange(tasks).unsqueeze(1) + torch.arange(top_k) * (experts // top_k)) % experts
+    edges = torch.arange(top_k + 1) * experts // top_k
+    size, task, block = edges.diff(), torch.arange(tasks).unsqueeze(1), torch.arange(top_k)
+    return edges[:-1] + (task + block * (task // size)) % size
 
 
 class TaskRouter(TableRouter):
@@ -238,19 +242,10 @@ class FixedTaskRouter(TableRouter):
         return Gates(None, probs, self.experts, weights)
 
 
-class StaticTaskRouter(TableRouter):
+class StaticTaskRouter(FixedTaskRouter):
     """Each task has the experts that are dealt to it, with equal weights: the Static MoE of TaskMoE, section 5.1."""
 
-    experts: Tensor
-    probs: Tensor
-
     def __init__(self, tasks: int, experts: int, top_k: int) -> None:
-        super().__init__(experts, top_k)
-        self.num_tasks = tasks
-        dealt = deal(tasks, experts, top_k)
-        self.register_buffer("experts", dealt, persistent=False)
-        self.register_buffer("probs", torch.zeros(tasks, experts).scatter(1, dealt, 1.0 / top_k), persistent=False)
-
-    def table(self) -> Gates:
-        probs = self.probs.float()
-        return Gates(None, probs, self.experts, probs.gather(1, self.experts))
+        super().__init__(tasks, experts, top_k)
+        self.experts.copy_(deal(tasks, experts, top_k))
+        self.weights.fill_(1 / top_k)

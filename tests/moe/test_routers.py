@@ -104,17 +104,31 @@ def test_an_update_of_adam_moves_the_logits_of_a_task_little_however_wide_its_em
     assert min(moves) > 0.0005
 
 
-@pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (4, 2), (5, 2), (7, 3), (3, 3)])
-def test_experts_are_dealt_evenly_and_none_twice_to_a_task(experts: int, top_k: int) -> None:
-    dealt = deal(experts, experts, top_k)
-    assert dealt.flatten().bincount().tolist() == [top_k] * experts
+@pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (4, 2), (16, 2), (9, 3), (3, 3)])
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_experts_are_dealt_evenly_and_none_twice_to_a_task(experts: int, top_k: int, rounds: int) -> None:
+    dealt = deal(rounds * experts // top_k, experts, top_k)
+    assert dealt.flatten().bincount().tolist() == [rounds] * experts
     assert all(len(set(row)) == top_k for row in dealt.tolist())
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(5, 2), (7, 3), (128, 6)])
+def test_experts_that_cannot_be_dealt_evenly_are_all_dealt(experts: int, top_k: int) -> None:
+    dealt = deal(experts, experts, top_k)
+    assert set(dealt.flatten().tolist()) == set(range(experts))
+    assert all(len(set(row)) == top_k for row in dealt.tolist())
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (16, 2), (16, 4), (15, 3)])
+def test_tasks_share_all_their_experts_only_when_no_other_choice_is_left(experts: int, top_k: int) -> None:
+    tasks = (experts // top_k) ** 2
+    assert len({tuple(row) for row in deal(tasks, experts, top_k).tolist()}) == tasks
 
 
 def test_a_task_begins_with_the_experts_dealt_to_it_with_nearly_equal_weights() -> None:
     torch.manual_seed(0)
     gates = TaskRouter(tasks=3, width=64, experts=4, top_k=2).table()
-    assert gates.experts.sort(dim=1).values.tolist() == [[0, 2], [1, 3], [0, 2]]
+    assert gates.experts.sort(dim=1).values.tolist() == [[0, 2], [1, 3], [0, 3]]
     assert gates.weights.max() < 0.6
 
 
@@ -177,11 +191,18 @@ def test_static_tasks_are_dealt_to_the_experts_in_turn_with_equal_weights() -> N
     router = StaticTaskRouter(tasks=3, experts=4, top_k=2)
     gates = router.table()
     assert gates.logits is None
-    assert gates.experts.tolist() == [[0, 2], [1, 3], [2, 0]]
+    assert gates.experts.tolist() == [[0, 2], [1, 3], [0, 3]]
     assert gates.weights.tolist() == [[0.5, 0.5]] * 3
-    assert gates.probs.tolist() == [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [0.5, 0, 0.5, 0]]
+    assert gates.probs.tolist() == [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [0.5, 0, 0, 0.5]]
     assert not list(router.parameters())
-    assert not router.state_dict()
+
+
+def test_a_checkpoint_has_the_experts_of_static_tasks() -> None:
+    saved = StaticTaskRouter(tasks=3, experts=4, top_k=2).state_dict()
+    saved["experts"] = saved["experts"].flip(0)
+    loaded = StaticTaskRouter(tasks=3, experts=4, top_k=2)
+    loaded.load_state_dict(saved)
+    assert loaded.table().experts.tolist() == [[0, 3], [1, 3], [0, 2]]
 
 
 def test_the_first_gates_of_tokens_are_nearly_even() -> None:
