@@ -7,6 +7,7 @@
 : "${LANG_PAIRS:=en-cs,cs-en,en-de,de-en,en-es,es-en,en-et,et-en,en-hu,hu-en,en-lt,lt-en,en-pt,pt-en,en-sk,sk-en,en-tr,tr-en}"
 : "${ZERO_SHOT_PAIRS=}"
 : "${VOCABULARY_SIZE:=8000}"
+: "${EXPERTS:=16}"
 : "${MAX_UPDATE:=4000}"
 
 TEXT_COMMAND=(

@@ -7,6 +7,7 @@
 : "${LANG_PAIRS:=en-cs,cs-en,en-de,de-en,en-fr,fr-en}"
 : "${ZERO_SHOT_PAIRS=cs-de,de-cs,cs-fr,fr-cs,de-fr,fr-de}"
 : "${VOCABULARY_SIZE:=8000}"
+: "${EXPERTS:=8}"
 : "${MAX_UPDATE:=4000}"
 
 TEXT_COMMAND=(

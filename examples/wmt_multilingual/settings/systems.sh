@@ -1,7 +1,8 @@
 # Read by the settings of the comparison: the flags that all systems share, and those of the system named SYSTEM.
 #
 # A token passes as many feed-forward weights in every system but dense_large: the two experts of 128 that it uses
-# are as wide as the feed-forward network of a layer that has none, 256.
+# are as wide as the feed-forward network of a layer that has none, 256. Every second layer has EXPERTS experts, of
+# which tasks can use two each: no more than twice the number of languages.
 
 SYSTEMS=${SYSTEMS:-"dense source_target token_token token_target target_target dense_large pair_pair sentence_sentence switch static distilled distilled_words"}
 BASELINE=dense
@@ -17,7 +18,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 routed() {
     SYSTEM_FLAGS=(
         --encoder-moe-routing "$1" --decoder-moe-routing "$2"
-        --moe-expert-count 16 --moe-expert-ffn-dim 128 --moe-top-k 2
+        --moe-expert-count "$EXPERTS" --moe-expert-ffn-dim 128 --moe-top-k 2
     )
 }
 
@@ -29,14 +30,17 @@ SUBNETS=fold
 case $SYSTEM in
     dense) SYSTEM_FLAGS=(--moe-freq 0) SUBNETS=none ;;
     # As wide as it has to be to have the parameters of the MoE systems, all of which every token uses.
-    dense_large) SYSTEM_FLAGS=(--moe-freq 0 --encoder-ffn-embed-dim 1152 --decoder-ffn-embed-dim 1152) SUBNETS=none ;;
+    dense_large)
+        width=$(((EXPERTS * 128 + 256) / 2))
+        SYSTEM_FLAGS=(--moe-freq 0 --encoder-ffn-embed-dim $width --decoder-ffn-embed-dim $width) SUBNETS=none
+        ;;
     source_target | target_target | pair_pair) routed "${SYSTEM%_*}" "${SYSTEM#*_}" ;;
     token_target) routed token target && SUBNETS=partial ;;
     token_token | sentence_sentence) routed "${SYSTEM%_*}" "${SYSTEM#*_}" && SUBNETS=none ;;
     switch)
         SYSTEM_FLAGS=(
             --encoder-moe-routing token --decoder-moe-routing token
-            --moe-expert-count 8 --moe-expert-ffn-dim 256 --moe-top-k 1 --moe-router-jitter 0.01
+            --moe-expert-count $((EXPERTS / 2)) --moe-expert-ffn-dim 256 --moe-top-k 1 --moe-router-jitter 0.01
         )
         SUBNETS=none
         ;;
