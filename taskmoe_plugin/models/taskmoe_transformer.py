@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from taskmoe_plugin.moe.expert_parallel import ExpertParallel
 from taskmoe_plugin.parallel.command_line import settle
 from taskmoe_plugin.parallel.saving import ExpertSaver
 from taskmoe_plugin.parallel.shards import KEY, ExpertShards, expert_of, with_experts
+
+logger = logging.getLogger(__name__)
 
 
 @register_model("taskmoe_transformer")
@@ -155,6 +158,20 @@ class TaskMoETransformerModel(TransformerModel):
                 usage_error(
                     f"--lang-pairs {self.args.taskmoe_lang_pairs}: the checkpoint was trained with --lang-pairs "
                     f"{trained.taskmoe_lang_pairs}, and the {name}'s gates know its tasks by their order; give the same"
+                )
+
+    def warn_of_idle_experts(self) -> None:
+        """Warn if a layer has more experts than all tasks together can use: they cost memory and never learn."""
+        for name, stack in zip(STACKS, (self.encoder, self.decoder)):
+            config = stack.moe_config
+            if config.table is None or config.shape is not None:
+                continue
+            tasks = len(config.table.names)
+            idle = config.experts - tasks * config.top_k
+            if idle > 0:
+                logger.warning(
+                    f"--moe-expert-count {config.experts}: the {name} has {tasks} tasks with {config.top_k} experts "
+                    f"each, so that {idle} experts of each layer are never used"
                 )
 
     def check_pair(self, source: str, target: str) -> None:

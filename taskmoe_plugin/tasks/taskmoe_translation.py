@@ -98,6 +98,8 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             model.check_tasks(trained)
         if from_checkpoint:
             model.check_languages(self.langs)
+        elif self.training:
+            model.warn_of_idle_experts()
         if not self.training:
             model.check_pair(self.args.source_lang, self.args.target_lang)
         elif self.args.eval_bleu:

@@ -65,6 +65,27 @@ def test_a_stock_architecture_is_refused(corpus: Corpus, capsys) -> None:
     assert "--arch transformer: does not take the language ids" in message_of(capsys, task.build_model, args)
 
 
+def idle_experts(caplog, corpus: Corpus, *flags) -> list[str]:
+    args = make_args(corpus, *flags)
+    make_task(corpus).build_model(args)
+    return [message for message in caplog.messages if "never used" in message]
+
+
+def test_experts_that_no_task_can_use_are_named(corpus: Corpus, caplog) -> None:
+    encoder, decoder = idle_experts(caplog, corpus, "--moe-expert-count", 12, "--decoder-moe-routing", "pair")
+    tasks = "the encoder has 3 tasks with 2 experts each"
+    assert encoder == f"--moe-expert-count 12: {tasks}, so that 6 experts of each layer are never used"
+    assert "the decoder has 5 tasks" in decoder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--moe-expert-count", 6), ("--moe-freq", 0), ("--encoder-moe-routing", "token", "--decoder-moe-freq", 0)],
+)
+def test_experts_that_all_can_be_used_are_not_spoken_of(corpus: Corpus, caplog, flags: tuple) -> None:
+    assert not idle_experts(caplog, corpus, *flags)
+
+
 def test_a_model_trained_with_other_languages_is_refused(corpus: Corpus, capsys) -> None:
     trained = build_model().args
     trained._name = "taskmoe_transformer"
