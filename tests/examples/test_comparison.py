@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import taskmoe_plugin  # noqa: F401  allows what checkpoints hold to be loaded
+from record_system import bootstrap
 from tests.examples.commands import EXAMPLE, run_step
 from tests.examples.test_pipeline import NOUNS, sentences
 
@@ -51,9 +52,12 @@ def test_each_system_leaves_its_figures_once(tmp_path: Path) -> None:
     assert dense["parameters"]["total"] == dense["parameters"]["active"]
     # What the gates have is all that a token passes more than in a dense model.
     assert 0 < routed["parameters"]["active"] - dense["parameters"]["active"] < 20_000
-    assert routed["parameters"]["total"] > 1.5 * routed["parameters"]["active"]
+    # Four layers with eight experts, of which a token passes two.
+    assert routed["parameters"]["total"] - routed["parameters"]["active"] == 4 * 6 * (2 * 128 * 128 + 128 + 128)
     assert routed["directions"]["en-de"]["sentences"] == 13
-    assert routed["directions"]["en-de"]["against_baseline"] == {"difference": 0.0, "p": 1.0}
+    tested = routed["directions"]["en-de"]["against_baseline"]
+    assert tested["difference"] == routed["directions"]["en-de"]["bleu"] - dense["directions"]["en-de"]["bleu"]
+    assert 0 < tested["p"] <= 1
     assert routed["subnets"]["en-de"]["bleu"] == routed["directions"]["en-de"]["bleu"]
     assert "subnets" not in dense
     assert dense["task_gates"] == {}
@@ -66,6 +70,20 @@ def test_each_system_leaves_its_figures_once(tmp_path: Path) -> None:
     again = run_comparison(tmp_path)
     assert again.returncode == 0
     assert all("done already" in line for line in again.stdout.splitlines())
+
+
+def test_a_difference_is_tested_and_equal_systems_have_none(tmp_path: Path) -> None:
+    sources, reference = sentences("en"), sentences("de")
+    for name, lines in (("reference", reference), ("right", reference), ("wrong", sources), ("other_wrong", sources)):
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    right, wrong, other_wrong = (tmp_path / name for name in ("right", "wrong", "other_wrong"))
+
+    def tested(system: Path) -> dict:
+        return bootstrap(system, wrong, tmp_path / "reference", "de")
+
+    assert tested(other_wrong) == {"difference": 0.0, "p": 1.0}
+    assert tested(right)["difference"] > 50
+    assert tested(right)["p"] < 0.01
 
 
 def assert_student_begins_as_its_teacher(work: Path) -> None:
@@ -129,7 +147,7 @@ def test_the_page_in_the_documentation_is_that_of_the_results_beside_it(tmp_path
 
 README_NAMES = {
     "dense": "dense",
-    "dense, four times as wide": "dense_large",
+    "dense, as many parameters": "dense_large",
     "token / token": "token_token",
     "token / token, one expert": "switch",
     "sentence / sentence": "sentence_sentence",
