@@ -186,8 +186,8 @@ def deal(tasks: int, experts: int, top_k: int) -> Tensor:
     """(tasks, K) int64: experts dealt to tasks in turn, one from each of K blocks of consecutive experts.
 
     A task's experts are far apart: they belong to different processes where experts are spread, and a task with many
-    tokens keeps all of these busy. Whenever it has been dealt, block j moves on by j places, so that two tasks do not
-    share all their experts as long as there are other ways to combine them.
+    tokens keeps all of these busy. Whenever it has been dealt, block j moves on by j places, so that (for K > 1, and E
+    divisible by K) no two of the first (E/K)² tasks share all their experts.
     """
     edges = torch.arange(top_k + 1) * experts // top_k
     size, task, block = edges.diff(), torch.arange(tasks).unsqueeze(1), torch.arange(top_k)

@@ -120,7 +120,7 @@ def test_experts_that_cannot_be_dealt_evenly_are_all_dealt(experts: int, top_k: 
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (16, 2), (16, 4), (15, 3)])
-def test_tasks_share_all_their_experts_only_when_no_other_choice_is_left(experts: int, top_k: int) -> None:
+def test_no_two_tasks_share_all_their_experts_until_two_blocks_have_met_in_every_way(experts: int, top_k: int) -> None:
     tasks = (experts // top_k) ** 2
     assert len({tuple(row) for row in deal(tasks, experts, top_k).tolist()}) == tasks
 
