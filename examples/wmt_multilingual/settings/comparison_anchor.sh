@@ -1,7 +1,7 @@
 # An anchor for the comparison on Multi30k: one Transformer-Tiny from English to German alone, on lower-cased text, with
 # the settings for which Wu et al. (2021, "Good for Misconceived Reasons") published a BLEU of 41.02, but an update's
-# 8,192 tokens in eight batches instead of two: a processor is faster at these, and the gradients are sums over as many. INPUT_DIR
-# is that of comparison_multi30k.sh.
+# 8,192 tokens in eight batches instead of two: a processor is faster at these, and the gradients are sums over as many.
+# INPUT_DIR is that of comparison_multi30k.sh.
 
 : "${DATA:=multi30k_lowercase}"
 : "${WORK_DIR:=$EXAMPLE/out/comparison/$DATA}"
