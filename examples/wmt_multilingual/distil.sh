@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Usage: TEACHER_DIR=... distil.sh SETTINGS
 #
-# Prepare the training of a student, in $WORK_DIR: the teacher's translations of the training text as binary data,
-# and the teacher's weights without its experts as first weights, $WORK_DIR/student.pt. TEACHER_DIR is the WORK_DIR of
-# the teacher, with text, vocabulary, binary and model; the flags of the settings are the student's. The translations
-# stay in $TEACHER_DIR/training_translations, for other students.
+# Prepare the training of a student, in $WORK_DIR: the teacher's translations of the training text as binary data, but
+# references where these loop, and the teacher's weights without its experts as first weights, $WORK_DIR/student.pt.
+# TEACHER_DIR is the WORK_DIR of the teacher, with text, vocabulary, binary and model; the flags of the settings are the
+# student's. The translations stay in $TEACHER_DIR/training_translations, for other students.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE/generate.sh"
@@ -24,16 +24,9 @@ translate_all "$translations" pieces_of
 
 if [[ ! -e $WORK_DIR/binary ]]; then
     pieces=$WORK_DIR/pieces
-    mkdir -p "$pieces"
+    [[ -e $pieces ]] || "$EXAMPLE/student_text.py" --pieces-dir "$TEACHER_DIR/pieces" \
+        --translations-dir "$translations" --lang-pairs "$LANG_PAIRS" --output-dir "$pieces"
     ln -sf "$TEACHER_DIR"/pieces/{valid,test}.* "$pieces"
-    for direction in ${LANG_PAIRS//,/ }; do
-        source=${direction%-*} target=${direction#*-}
-        # Where a direction has files of its own, fairseq reads these.
-        shared=$TEACHER_DIR/pieces/train.$direction.$source
-        [[ -e $shared ]] || shared=$TEACHER_DIR/pieces/train.$target-$source.$source
-        ln -sf "$shared" "$pieces/train.$direction.$source"
-        ln -sf "$translations/$direction.txt" "$pieces/train.$direction.$target"
-    done
     "$EXAMPLE/binarize.sh" "$1"
 fi
 [[ -e $WORK_DIR/student.pt ]] || "$EXAMPLE/init_student.py" \

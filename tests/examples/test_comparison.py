@@ -100,9 +100,57 @@ def assert_student_begins_as_its_teacher(work: Path) -> None:
         for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
     }
     assert all(torch.equal(student[name], teacher[name]) for name in student if name in teacher)
-    learned = (work / "distilled_words-1" / "pieces" / "train.en-de.de").read_text()
-    assert learned == (work / "token_token-1" / "training_translations" / "en-de.txt").read_text()
-    assert learned.count("\n") == len(sentences("de"))
+    learned, references, translations = (
+        (work / name).read_text().splitlines()
+        for name in (
+            "distilled_words-1/pieces/train.en-de.de",
+            "pieces/train.de-en.de",
+            "token_token-1/training_translations/en-de.txt",
+        )
+    )
+    assert len(learned) == len(translations) == len(sentences("de"))
+    assert all(line in pair for line, pair in zip(learned, zip(references, translations)))
+
+
+def test_a_student_learns_no_translation_that_loops(tmp_path: Path) -> None:
+    translations = [
+        "▁ein ▁Haus",
+        "▁so ▁so ▁so ▁so",
+        "▁ja ▁ja ▁ja",
+        "",
+        "▁a , ▁ b , ▁ b , ▁ b , ▁ b",
+        "▁so ▁so ▁so ▁sorge",
+    ]
+    files = {
+        "pieces/train.de-en.en": [f"▁source ▁{number}" for number in range(6)],
+        "pieces/train.de-en.de": [f"▁reference ▁{number}" for number in range(6)],
+        "translations/en-de.txt": translations,
+    }
+    for name, lines in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def run(output: Path):
+        flags = ("--pieces-dir", tmp_path / "pieces", "--translations-dir", tmp_path / "translations")
+        return run_step("student_text.py", *flags, "--lang-pairs", "en-de", "--output-dir", output)
+
+    finished = run(tmp_path / "student")
+    assert finished.returncode == 0, finished.stderr
+    assert "en-de: 3 of 6 translations loop or are empty" in finished.stdout
+    learned = (tmp_path / "student" / "train.en-de.de").read_text(encoding="utf-8").splitlines()
+    references = files["pieces/train.de-en.de"]
+    assert learned == [translations[0], references[1], translations[2], references[3], references[4], translations[5]]
+    sources = (tmp_path / "student" / "train.en-de.en").read_text(encoding="utf-8").splitlines()
+    assert sources == files["pieces/train.de-en.en"]
+
+    short = tmp_path / "translations" / "en-de.txt"
+    short.write_text("▁ein ▁Haus\n", encoding="utf-8")
+    failed = run(tmp_path / "other")
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        f"student_text.py: error: {short}: 1 lines, the training text has 6; delete it and run again\n"
+    )
+    assert not (tmp_path / "other").exists()
 
 
 def run_of(system: str, seed: int, bleu: float, p: float = 1.0) -> dict:
