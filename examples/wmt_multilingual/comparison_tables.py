@@ -16,9 +16,9 @@ TEACHERS = {"distilled": "token_token", "distilled_words": "token_token"}
 ANCHOR, ANCHORED, ANCHOR_DIRECTION, ANCHOR_PUBLISHED = "multi30k_lowercase", "multi30k", "en-de", 41.02
 
 
-def mean(directions: dict[str, Any], metric: str = "bleu", chosen: Callable[[str], bool] = bool) -> float:
-    """The mean score of the chosen directions."""
-    return statistics.mean(float(each[metric]) for name, each in directions.items() if chosen(name))
+def mean(directions: dict[str, Any], metric: str = "bleu") -> float:
+    """The mean score of all directions."""
+    return statistics.mean(float(each[metric]) for each in directions.values())
 
 
 def average(runs: list[Run]) -> float:
@@ -33,6 +33,12 @@ def over_seeds(values: Iterable[float], form: str = ".2f") -> str:
         return ""
     text = format(statistics.mean(values), form)
     return text if len(values) == 1 else f"{text} [{min(values):{form}}, {max(values):{form}}]"
+
+
+def mean_of(chosen: Callable[[str], bool], runs: list[Run]) -> str:
+    """The mean BLEU of the directions that are chosen by name; nothing where there is none."""
+    found = [{name: each for name, each in run["directions"].items() if chosen(name)} for run in runs]
+    return over_seeds(mean(directions) for directions in found if directions)
 
 
 def differences(runs: list[Run]) -> tuple[str, str]:
@@ -71,8 +77,8 @@ def overview(systems: Systems) -> str:
                 system,
                 str(len(runs)),
                 over_seeds(mean(run["directions"]) for run in runs),
-                over_seeds(mean(run["directions"], chosen=lambda name: name.startswith("en-")) for run in runs),
-                over_seeds(mean(run["directions"], chosen=lambda name: name.endswith("-en")) for run in runs),
+                mean_of(lambda name: name.startswith("en-"), runs),
+                mean_of(lambda name: name.endswith("-en"), runs),
                 over_seeds(mean(run["directions"], "chrf") for run in runs),
                 *differences(runs),
                 over_seeds(mean(run["zero_shot"]) for run in runs if "zero_shot" in run),
