@@ -178,13 +178,22 @@ def against_anchor(found: dict[str, Systems]) -> str:
     return (
         f"\n## {ANCHOR_DIRECTION} beside a bilingual model\n\nBLEU of lower-cased text. With the bilingual model's "
         f"settings others have published {ANCHOR_PUBLISHED} (Wu et al. 2021, *Good for Misconceived Reasons*; Moses' "
-        "tokenizer, here sacrebleu's 13a).\n\n" + markdown(("system", "BLEU", "updates"), rows)
+        "tokenizer, here sacrebleu's 13a). Tokens are those of a direction in all updates, if every batch was full.\n\n"
+        + markdown(("system", "BLEU", "updates", "training tokens of a direction (M)"), rows)
     )
 
 
-def _lowercase(runs: list[Run]) -> tuple[str, str]:
+def _lowercase(runs: list[Run]) -> tuple[str, str, str]:
     bleu = over_seeds(run["directions"][ANCHOR_DIRECTION]["bleu_lowercase"] for run in runs)
-    return bleu, over_seeds((run["training"]["updates"] for run in runs), ",.0f")
+    updates = over_seeds((run["training"]["updates"] for run in runs), ",.0f")
+    return bleu, updates, over_seeds((_tokens(run) / 1e6 for run in runs), ".1f")
+
+
+def _tokens(run: Run) -> float:
+    """Tokens of each direction that a run was trained with, at most."""
+    flags = dict(zip(run["flags"], run["flags"][1:]))
+    batch = int(flags["--max-tokens"]) * int(flags.get("--update-freq", 1))
+    return float(run["training"]["updates"] * batch / len(run["directions"]))
 
 
 def by_direction(systems: Systems, key: str, metric: str) -> str:

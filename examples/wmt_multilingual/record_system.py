@@ -86,6 +86,12 @@ def parameters(checkpoint: Path, flags: list[str]) -> dict[str, int]:
     return {"total": total, "active": sum(shared.values()) + used}
 
 
+def updates_of(checkpoint: Path) -> int:
+    """How many updates a checkpoint has seen."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return int(state["optimizer_history"][-1]["num_updates"])
+
+
 def task_gates(checkpoint: Path) -> dict[str, dict[str, float]]:
     """For each stack that routes by task: what its gates have learnt, as means over its MoE layers.
 
@@ -130,18 +136,19 @@ def words_per_second(work_dir: Path, intervals: list[dict[str, Any]]) -> float |
     return words / float(lines[1])
 
 
-def training(work_dir: Path) -> dict[str, Any]:
-    """What the log says of the training: its speed and how it ended."""
+def training(work_dir: Path, updates: int) -> dict[str, Any]:
+    """What the log says of the training: its speed, its end, and the loss of the checkpoint with so many updates."""
     log = work_dir / "train.out"
-    intervals, validations = list(logged(log, "train_inner")), list(logged(log, "valid"))
-    if not intervals or not validations:
+    intervals = list(logged(log, "train_inner"))
+    losses = {int(each["valid_num_updates"]): float(each["valid_nll_loss"]) for each in logged(log, "valid")}
+    if not intervals or updates not in losses:
         raise TextError(f"{log}: no training in it; delete the directory and run the system again")
     last = {name: float(value) for name, value in intervals[-1].items()}
     gates = ("experts_in_use", "gate_entropy", "balance_loss")
     return {
-        "updates": int(last["num_updates"]),
+        "updates": updates,
         "words_per_processor_second": words_per_second(work_dir, intervals),
-        "valid_nll_loss": float(validations[-1]["valid_nll_loss"]),
+        "valid_nll_loss": losses[updates],
         "gates": {stack: {name: last[f"{stack}_{name}"] for name in gates} for stack in ("encoder", "decoder")},
     }
 
@@ -166,7 +173,7 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "sacrebleu", "sentencepiece")},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": os.environ["OMP_NUM_THREADS"]},
         "parameters": parameters(checkpoint, args.flags),
-        "training": training(work_dir),
+        "training": training(work_dir, updates_of(checkpoint)),
         "task_gates": task_gates(checkpoint),
         "directions": scores(work_dir, "translations", directions),
     }

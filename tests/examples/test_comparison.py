@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import taskmoe_plugin  # noqa: F401  allows what checkpoints hold to be loaded
-from record_system import bootstrap
+from record_system import bootstrap, training
 from tests.examples.commands import EXAMPLE, run_step
 from tests.examples.test_pipeline import NOUNS, sentences
+from text import TextError
 
 SYSTEMS = ("dense", "token_target", "token_token", "distilled_words")
 
@@ -86,6 +87,26 @@ def test_a_difference_is_tested_and_equal_systems_have_none(tmp_path: Path) -> N
     assert tested(right)["p"] < 0.01
 
 
+def test_the_loss_is_that_of_the_checkpoint_that_translates(tmp_path: Path) -> None:
+    names = ("experts_in_use", "gate_entropy", "balance_loss")
+    gates = {f"{stack}_{name}": "0.5" for stack in ("encoder", "decoder") for name in names}
+    events = [
+        ("train_inner", {"num_updates": "10", "wpb": "100"} | gates),
+        ("valid", {"valid_num_updates": "13", "valid_nll_loss": "3.5"}),
+        ("train_inner", {"num_updates": "20", "wpb": "200"} | gates),
+        ("valid", {"valid_num_updates": "26", "valid_nll_loss": "3.7"}),
+    ]
+    log = "".join(f"2026-01-01 00:00:00 | INFO | {kind} | {json.dumps(event)}\n" for kind, event in events)
+    (tmp_path / "train.out").write_text(log, encoding="utf-8")
+    (tmp_path / "train.seconds").write_text("started\n5\n", encoding="utf-8")
+    best = training(tmp_path, 13)
+    assert best["updates"] == 13
+    assert best["valid_nll_loss"] == 3.5
+    assert best["words_per_processor_second"] == 600
+    with pytest.raises(TextError, match="no training in it"):
+        training(tmp_path, 14)
+
+
 def assert_student_begins_as_its_teacher(work: Path) -> None:
     student, dense = (
         torch.load(work / name, weights_only=True)["model"]
@@ -160,7 +181,7 @@ def run_of(system: str, seed: int, bleu: float, p: float = 1.0) -> dict:
     run = {
         "system": system,
         "seed": seed,
-        "flags": ["--seed", str(seed)],
+        "flags": ["--seed", str(seed), "--max-tokens", "50000"],
         "parameters": {"total": 3_000_000, "active": 2_000_000},
         "training": {
             "updates": 10,
@@ -272,10 +293,11 @@ def test_the_page_holds_the_systems_against_a_bilingual_model(tmp_path: Path) ->
     assert "beside a bilingual model" not in page_of(tmp_path, [run_of("dense", 1, 20)], "multi30k")
     bilingual = run_of("dense", 1, 40)
     del bilingual["directions"]["de-en"]
+    bilingual["flags"] += ["--update-freq", "2"]
     page = page_of(tmp_path, [bilingual], "multi30k_lowercase")
     assert "| dense | 1 | 40.00 | 40.00 |  | 50.00 |" in page
     table = page.split("## en-de beside a bilingual model")[1]
-    assert "| bilingual, lower-cased text | 40.50 | 10 |\n| dense | 20.50 | 10 |" in table
+    assert "| bilingual, lower-cased text | 40.50 | 10 | 1.0 |\n| dense | 20.50 | 10 | 0.2 |" in table
 
 
 @pytest.mark.parametrize("name", ["comparison_multi30k", "comparison_gates"])
