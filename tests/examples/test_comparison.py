@@ -300,7 +300,7 @@ def test_the_page_holds_the_systems_against_a_bilingual_model(tmp_path: Path) ->
     assert "| bilingual, lower-cased text | 40.50 | 10 | 1.0 |\n| dense | 20.50 | 10 | 0.2 |" in table
 
 
-@pytest.mark.parametrize("name", ["comparison_multi30k", "comparison_gates"])
+@pytest.mark.parametrize("name", ["comparison_multi30k", "comparison_multi30k_long", "comparison_gates"])
 def test_an_unknown_system_is_one_line(name: str, tmp_path: Path) -> None:
     work = {"SYSTEM": "best", "WORK_DIR": str(tmp_path), "INPUT_DIR": str(tmp_path)}
     finished = run_step("comparison.sh", EXAMPLE / "settings" / f"{name}.sh", **work)
