@@ -237,10 +237,10 @@ README_HEAD = """\
 
 
 def cells_of_page(section: str, system: str) -> list[str]:
-    """BLEU, chrF and loss of a system on a data set; empty where it was not trained."""
+    """BLEU, chrF and loss of a system on a data set."""
     start = f"| {system} | "
-    overview, costs = [line.split(" | ") for line in section.splitlines() if line.startswith(start)][:2] or ([], [])
-    return [overview[2], overview[5], costs[4]] if overview else ["", "", ""]
+    overview, costs = [line.split(" | ") for line in section.splitlines() if line.startswith(start)][:2]
+    return [overview[2], overview[5], costs[4]]
 
 
 def test_the_readmes_table_has_the_figures_of_the_page() -> None:
