@@ -291,13 +291,15 @@ def test_the_page_gives_a_students_share_of_its_teachers_gain(tmp_path: Path) ->
 
 def test_the_page_holds_the_systems_against_a_bilingual_model(tmp_path: Path) -> None:
     assert "beside a bilingual model" not in page_of(tmp_path, [run_of("dense", 1, 20)], "multi30k")
+    page_of(tmp_path, [run_of("dense", 1, 30)], "multi30k_long")
     bilingual = run_of("dense", 1, 40)
     del bilingual["directions"]["de-en"]
     bilingual["flags"] += ["--update-freq", "2"]
     page = page_of(tmp_path, [bilingual], "multi30k_lowercase")
     assert "| dense | 1 | 40.00 | 40.00 |  | 50.00 |" in page
     table = page.split("## en-de beside a bilingual model")[1]
-    assert "| bilingual, lower-cased text | 40.50 | 10 | 1.0 |\n| dense | 20.50 | 10 | 0.2 |" in table
+    assert "| bilingual, lower-cased text | 40.50 | 10 | 1.0 |\n" in table
+    assert "| multi30k, dense | 20.50 | 10 | 0.2 |\n| multi30k_long, dense | 30.50 | 10 | 0.2 |\n" in table
 
 
 @pytest.mark.parametrize("name", ["comparison_multi30k", "comparison_multi30k_long", "comparison_gates"])
