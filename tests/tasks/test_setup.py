@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fairseq import tasks
 
+from taskmoe_plugin.models.subnet_shape import SubnetShape
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import build_model
 from tests.helpers.tasks import make_args, make_task
@@ -65,8 +66,10 @@ def test_a_stock_architecture_is_refused(corpus: Corpus, capsys) -> None:
     assert "--arch transformer: does not take the language ids" in message_of(capsys, task.build_model, args)
 
 
-def idle_experts(caplog, corpus: Corpus, *flags) -> list[str]:
+def idle_experts(caplog, corpus: Corpus, *flags, subnet: dict[str, SubnetShape] | None = None) -> list[str]:
     args = make_args(corpus, *flags)
+    if subnet is not None:
+        SubnetShape.write(args, subnet)
     make_task(corpus).build_model(args)
     return [message for message in caplog.messages if "never used" in message]
 
@@ -84,6 +87,14 @@ def test_experts_that_no_task_can_use_are_named(corpus: Corpus, caplog) -> None:
 )
 def test_experts_that_all_can_be_used_are_not_spoken_of(corpus: Corpus, caplog, flags: tuple) -> None:
     assert not idle_experts(caplog, corpus, *flags)
+
+
+def test_experts_that_a_subnet_has_not_kept_are_not_spoken_of(corpus: Corpus, caplog) -> None:
+    subnet = {"encoder": SubnetShape((), {1: (0, 1, 6), 3: (2, 3)}), "decoder": SubnetShape((), {})}
+    flags = ("--moe-expert-count", 12, "--decoder-moe-freq", 0)
+    assert idle_experts(caplog, corpus, *flags)
+    caplog.clear()
+    assert not idle_experts(caplog, corpus, *flags, subnet=subnet)
 
 
 def test_a_model_trained_with_other_languages_is_refused(corpus: Corpus, capsys) -> None:
