@@ -17,8 +17,9 @@ stock_fairseq() {
 translate_all "$WORK_DIR/subnet_translations" stock_fairseq
 
 ctranslate2() {
-    local text
-    text=$(ls "$WORK_DIR"/text/test.{"$1","${1#*-}-${1%-*}"}."${1%-*}" 2>/dev/null | head -n 1)
+    local source=${1%-*} target=${1#*-}
+    local text=$WORK_DIR/text/test.$1.$source
+    [[ -f $text ]] || text=$WORK_DIR/text/test.$target-$source.$source
     "$EXAMPLE/translate_ctranslate2.py" --model "$WORK_DIR/ctranslate2/$1" \
         --sentencepiece-model "$WORK_DIR/vocabulary/spm.model" --input "$text" --output "$2" "${CTRANSLATE2_FLAGS[@]}"
 }

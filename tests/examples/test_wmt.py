@@ -11,8 +11,9 @@ import text
 import wmt
 from tests.examples import wmt_standin
 from tests.examples.commands import EXAMPLE, run_step
+from translate_ctranslate2 import translate
 
-DIRECTIONS = ["cs-en", "en-zh"]
+DIRECTIONS = ["cs-en", "en-cs", "en-zh"]
 GROUPS = ["xx-en", "en-xx", "high-resource", "low-resource"]
 
 
@@ -61,19 +62,30 @@ def test_a_download_becomes_scores_by_direction_and_by_group(folder: Path) -> No
     assert f"loaded 21 examples from: {work}/binary/shard2/train.cs-en.cs" in finished.stdout
     assert json.loads((work / "text" / "cleaning.json").read_text()).keys() == {"cs-en", "en-zh"}
 
-    table = [line.split() for line in finished.stdout.splitlines()[-8:]]
+    table = [line.split() for line in finished.stdout.splitlines()[-9:]]
     assert [row[0] for row in table] == ["direction", *DIRECTIONS, *GROUPS, "average"]
     scores = json.loads((work / "scores.json").read_text())
     assert {each["sentences"] for each in scores["directions"].values()} == {6}
     tokenizers = [scores["directions"][each]["bleu_signature"].split("|")[3] for each in DIRECTIONS]
-    assert tokenizers == ["tok:intl", "tok:zh"]
+    assert tokenizers == ["tok:intl", "tok:intl", "tok:zh"]
     assert not (work / "subnets").exists()
 
-    again = run(folder, GPUS="8", MAX_TOKENS="4096")
-    assert again.returncode == 0, again.stderr
-    assert [line for line in again.stdout.splitlines() if line.startswith("==") and "done already" not in line] == [
-        "== scores"
+    rest = run(folder, GPUS="8", MAX_TOKENS="4096", UNTIL="")
+    assert rest.returncode == 0, rest.stderr
+    assert [line for line in rest.stdout.splitlines() if line.startswith("==") and "done already" not in line] == [
+        "== scores",
+        "== subnets",
+        "== translations of the subnets",
+        "== full model, its subnets in stock fairseq, and in CTranslate2 with 8-bit weights",
     ]
+    # The test sets of the two directions of Czech have the same sentences in another order.
+    own, other = (translated_by_subnet(work, "en-cs", work / "text" / f"test.{each}.en") for each in ("en-cs", "cs-en"))
+    assert (work / "ctranslate2_translations" / "en-cs.txt").read_text().splitlines() == own != other
+
+
+def translated_by_subnet(work: Path, direction: str, source: Path) -> list[str]:
+    model, pieces = work / "ctranslate2" / direction, work / "vocabulary" / "spm.model"
+    return translate(model, pieces, source.read_text(encoding="utf-8").splitlines(), beam=4, max_batch=8192)
 
 
 def setting(variable: str, **environment: str) -> str:
