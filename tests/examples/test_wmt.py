@@ -52,7 +52,7 @@ def run(folder: Path, **changes: str):
     return run_step("run.sh", EXAMPLE / "settings" / "wmt.sh", **environment | changes)
 
 
-def test_a_download_becomes_scores_by_direction_and_by_group(folder: Path) -> None:
+def test_a_download_becomes_scores_by_group_and_then_subnets(folder: Path) -> None:
     finished = run(folder)
     assert finished.returncode == 0, finished.stderr
     work = folder / "work"
