@@ -1,26 +1,101 @@
-"""How the plugin tells its user of a mistake."""
+"""What a user can put right, and how a command tells them."""
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+
+PROGRAM = "taskmoe"
+USAGE, FAILURE = 2, 1
 
 
-def usage_error(message: str) -> NoReturn:
-    """Print one line on standard error and exit with status 2, the status of wrong usage.
+class TaskMoEError(Exception):
+    """Something a user can put right. Its text is one line that names the file or flag and says what to do.
 
-    Args:
-        message: names the flag or file, says what is wrong and what to do.
+    Attributes:
+        exit_code: the status that a command ends with because of it.
     """
-    print(f"taskmoe: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+
+    exit_code = FAILURE
 
 
-def failure(message: str) -> NoReturn:
-    """Print one line on standard error and exit with status 1, the status of everything but wrong usage.
+class UsageError(TaskMoEError):
+    """A flag, or a combination of flags, that cannot work."""
 
-    Args:
-        message: names the file, says what is wrong and what to do.
+    exit_code = USAGE
+
+
+def raise_all(problems: Sequence[str]) -> None:
+    """Raise one error that names everything that is wrong with the flags, if anything is.
+
+    Raises:
+        UsageError: there are problems.
     """
-    print(f"taskmoe: error: {message}", file=sys.stderr)
-    raise SystemExit(1)
+    if problems:
+        raise UsageError("; also: ".join(problems))
+
+
+@contextmanager
+def one_line_errors(program: str = PROGRAM) -> Iterator[None]:
+    """Within the context an error that a user can put right is printed as one line, and ends the process.
+
+    Raises:
+        SystemExit: in its place, with its exit code.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = _root(error)
+        if found is None:
+            raise
+        _exit(program, found)
+
+
+def use_one_line_errors() -> None:
+    """Have a command that is not ours (fairseq-train, …) print our errors like the commands that are.
+
+    The interpreter asks ``sys.excepthook`` what to do with an error that ends the process. Errors that are not ours go
+    to the hook that was there.
+    """
+    if isinstance(sys.excepthook, _Hook):
+        return
+    sys.excepthook = _Hook(sys.excepthook)
+
+
+class _Hook:
+    def __init__(self, following: object) -> None:
+        self.following = following
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        found = _root(error)
+        if found is not None:
+            _exit(PROGRAM, found)
+        self.following(kind, error, trace)  # type: ignore[operator]
+
+
+def _root(error: BaseException | None) -> TaskMoEError | None:
+    """The error of ours among an error and those that led to it: fairseq replaces what loading a model raises."""
+    while error is not None:
+        if isinstance(error, TaskMoEError):
+            return error
+        if type(error).__name__ == "ProcessRaisedException":
+            return _of_process(str(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _of_process(text: str) -> TaskMoEError | None:
+    """The error of ours that ended a process that fairseq had started: all that is left of it is its traceback."""
+    found = re.findall(rf"^{re.escape(__name__)}\.(\w+): (.+)$", text, re.MULTILINE)
+    if not found:
+        return None
+    name, message = found[-1]
+    return UsageError(message) if name == UsageError.__name__ else TaskMoEError(message)
+
+
+def _exit(program: str, error: TaskMoEError) -> None:
+    print(f"{program}: error: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code)

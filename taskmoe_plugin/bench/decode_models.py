@@ -15,7 +15,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 
 from taskmoe_plugin.bench.model_args import moe_args
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.subnet.extract import Options, extract
 
 KEPT = 4  # the random text uses one word in so many
@@ -39,15 +39,19 @@ class Source:
 
 
 def given_source(args: Namespace, sentences: int) -> Source:
-    """The user's own model and test set, repeated until there are enough sentences; or stop with a usage error."""
+    """The user's own model and test set, repeated until there are enough sentences; or raise ``UsageError``."""
     if not (args.path and args.lang_pair):
-        usage_error("DATA_BIN needs --path CKPT and --lang-pair PAIR; without all three, random models are measured")
+        raise UsageError(
+            "DATA_BIN needs --path CKPT and --lang-pair PAIR; without all three, random models are measured"
+        )
     lang = args.lang_pair.split("-")[0]
     data, name = Path(args.data_bin), f"test.{args.lang_pair}.{lang}"
     dictionary = data / f"dict.{lang}.txt"
     for path in (Path(args.path), data / f"{name}.bin", dictionary):
         if not path.is_file():
-            usage_error(f"{path}: no such file; give a checkpoint and the DATA_BIN with the test set of --lang-pair")
+            raise UsageError(
+                f"{path}: no such file; give a checkpoint and the DATA_BIN with the test set of --lang-pair"
+            )
     words = Dictionary.load(str(dictionary))
     test = data_utils.load_indexed_dataset(str(data / name), words)
     found = [words.string(test[index]).split() for index in range(min(len(test), sentences))]
@@ -105,7 +109,7 @@ def subnet(source: Source, directory: Path, **options: Any) -> Path:
         options: further options of the extraction.
 
     Raises:
-        SubnetError: the model has no subnet of this pair.
+        TaskMoEError: the model has no subnet of this pair.
     """
     extract(source.checkpoint, [[source.pair]], Options((source.data,), directory, **options))
     return directory / source.pair

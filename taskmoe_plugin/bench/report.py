@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "fairseq", "ve-fairseq", "fairscale", "ctranslate2", "taskmoe-plugin")
@@ -40,11 +40,13 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Read what ``write`` wrote, or stop with a usage error."""
+        """Read what ``write`` wrote, or raise ``UsageError``."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            usage_error(f"{path}: not a report of taskmoe bench ({error}); give the .json file that a run wrote")
+            raise UsageError(
+                f"{path}: not a report of taskmoe bench ({error}); give the .json file that a run wrote"
+            ) from error
 
 
 def environment(threads: int, cpu_time: bool) -> dict[str, Any]:
@@ -77,13 +79,13 @@ def _processor() -> str:
 
 
 def claim(prefix: str, force: bool) -> None:
-    """Stop with a usage error if a report named ``prefix`` exists and may not be replaced, or could not be written."""
+    """Raise ``UsageError`` if a report named ``prefix`` exists and may not be replaced, or could not be written."""
     for suffix in SUFFIXES:
         path = Path(prefix + suffix)
         if path.exists() and not force:
-            usage_error(f"--output {prefix}: {path} exists; give another name, or --force to replace it")
+            raise UsageError(f"--output {prefix}: {path} exists; give another name, or --force to replace it")
         if not path.parent.is_dir():
-            usage_error(f"--output {prefix}: {path.parent} is not a directory; make it first")
+            raise UsageError(f"--output {prefix}: {path.parent} is not a directory; make it first")
 
 
 def write(report: Report, prefix: str, draw: Callable[[Any], None]) -> list[Path]:

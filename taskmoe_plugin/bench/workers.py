@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from taskmoe_plugin.errors import TaskMoEError, one_line_errors
+
 Message = dict[str, Any]
 
 
@@ -59,7 +61,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
-            raise SystemExit(f"taskmoe: error: {self.name}: ended with status {status}; what is wrong is written above")
+            raise TaskMoEError(f"{self.name}: ended with status {status}; what is wrong is written above")
         return json.loads(line)  # type: ignore[no-any-return]
 
     def __enter__(self) -> Worker:
@@ -81,7 +83,8 @@ def serve(set_up: Callable[[Message], Callable[[Message], Message]]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     first = sys.stdin.readline()
-    handle = set_up(json.loads(first))
+    with one_line_errors():
+        handle = set_up(json.loads(first))
     print(json.dumps({"peak_bytes": peak_bytes()}), file=answers, flush=True)
     for line in sys.stdin:
         answer = handle(json.loads(line))

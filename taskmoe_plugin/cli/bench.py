@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 
 
 def add_parser(commands: Any) -> None:
@@ -145,7 +145,7 @@ def _run(args: Namespace) -> None:
 
     bench = import_module(f"taskmoe_plugin.bench.{args.kind}")
     if args.cpu_time and args.threads > 1:
-        usage_error("--cpu-time: adds up the time of all threads; use it with --threads 1")
+        raise UsageError("--cpu-time: adds up the time of all threads; use it with --threads 1")
     report.claim(args.output, args.force)
     command = shlex.join(["taskmoe", *sys.argv[1:]])
     with _quiet():

@@ -26,12 +26,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: Namespace) -> None:
     """Consolidate, and say how large the file is."""
-    from taskmoe_plugin.errors import failure
     from taskmoe_plugin.subnet.consolidate import consolidate
-    from taskmoe_plugin.subnet.errors import SubnetError
 
-    try:
-        consolidate(args.checkpoint, args.output, optimizer=not args.drop_optimizer, force=args.force)
-    except SubnetError as error:
-        failure(str(error))
+    consolidate(args.checkpoint, args.output, optimizer=not args.drop_optimizer, force=args.force)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import NoReturn
 
 import torch
 
+from taskmoe_plugin.errors import TaskMoEError, one_line_errors
 from taskmoe_plugin.subnet.ctranslate2_format import QUANTIZATIONS
-from taskmoe_plugin.subnet.errors import SubnetError
 from taskmoe_plugin.subnet.extract import Options, extract
 from taskmoe_plugin.subnet.report import table
 
@@ -54,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(parser, args)
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        rows = extract(args.path, _groups(args.lang_pairs), _options(args))
-    except SubnetError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail(f"--output-dir {args.output_dir}: interrupted; the subnet in the making was not kept, run again")
+    with one_line_errors(PROGRAM):
+        try:
+            rows = extract(args.path, _groups(args.lang_pairs), _options(args))
+        except KeyboardInterrupt:
+            raise TaskMoEError(
+                f"--output-dir {args.output_dir}: interrupted; the subnet in the making was not kept, run again"
+            ) from None
     print(table(rows))
 
 
@@ -103,11 +103,6 @@ def _groups(text: str) -> list[list[str]] | None:
 
 def _interrupt(*args: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    raise SystemExit(1)
 
 
 if __name__ == "__main__":

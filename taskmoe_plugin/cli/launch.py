@@ -8,7 +8,7 @@ from argparse import REMAINDER, ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from taskmoe_plugin.errors import failure, usage_error
+from taskmoe_plugin.errors import TaskMoEError, UsageError
 
 COMMAND = "fairseq-train"
 PORT = 29500
@@ -56,13 +56,15 @@ def run(args: Namespace) -> None:
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if first.exitcode == 2:
-            usage_error(f"{COMMAND}: process {rank} could not start; what is wrong with its flags is written above")
-        failure(
+            raise UsageError(
+                f"{COMMAND}: process {rank} could not start; what is wrong with its flags is written above"
+            ) from error
+        raise TaskMoEError(
             f"{COMMAND}: process {rank} of {args.processes * args.nodes} {_ending(first.exitcode)}, and the others "
             f"were stopped; {AGAIN}"
-        )
+        ) from error
     except SignalException as error:
-        failure(f"launch: got {error.sigval.name}, and the processes were stopped; {AGAIN}")
+        raise TaskMoEError(f"launch: got {error.sigval.name}, and the processes were stopped; {AGAIN}") from error
 
 
 def _ending(exit_code: int) -> str:
@@ -72,14 +74,14 @@ def _ending(exit_code: int) -> str:
 
 
 def check(args: Namespace, command: list[str]) -> None:
-    """Stop with a usage error if the command cannot be launched."""
+    """Raise ``UsageError`` if the command cannot be launched."""
     if command[:1] != [COMMAND]:
-        usage_error(f"launch: give '-- {COMMAND} ...' after the flags of launch")
+        raise UsageError(f"launch: give '-- {COMMAND} ...' after the flags of launch")
     for name in ("processes", "nodes"):
         if getattr(args, name) < 1:
-            usage_error(f"--{name} {getattr(args, name)}: give at least 1")
+            raise UsageError(f"--{name} {getattr(args, name)}: give at least 1")
     if not 0 <= args.node_rank < args.nodes:
-        usage_error(f"--node-rank {args.node_rank}: give a number from 0 up to --nodes, which is {args.nodes}")
+        raise UsageError(f"--node-rank {args.node_rank}: give a number from 0 up to --nodes, which is {args.nodes}")
     for flag in command:
         if flag.split("=")[0] in ("--distributed-rank", "--distributed-world-size", "--distributed-init-method"):
-            usage_error(f"{flag}: launch sets this itself; leave it out")
+            raise UsageError(f"{flag}: launch sets this itself; leave it out")

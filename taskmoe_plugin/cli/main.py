@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taskmoe_plugin.cli import bench, consolidate, launch, report
+from taskmoe_plugin.errors import one_line_errors
 
 
 def build_parser() -> ArgumentParser:
@@ -25,4 +26,5 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``taskmoe`` with the given arguments, by default those of the process."""
     args = build_parser().parse_args(argv)
-    args.run(args)
+    with one_line_errors():
+        args.run(args)

@@ -9,8 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from taskmoe_plugin.errors import failure, usage_error
-from taskmoe_plugin.subnet.errors import SubnetError
+from taskmoe_plugin.errors import TaskMoEError, UsageError
 
 PLOTTING = ("matplotlib", "scipy")
 
@@ -36,13 +35,13 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: Namespace) -> None:
-    """Make the report, or stop with an error."""
+    """Make the report."""
     sentences = _sentences(args.sentences or "500")
     if args.data is None and (args.gen_subset or args.sentences):
-        usage_error("--gen-subset, --sentences: say what to take of --data DATA_BIN; give it too")
+        raise UsageError("--gen-subset, --sentences: say what to take of --data DATA_BIN; give it too")
     missing = [] if args.no_plots else [name for name in PLOTTING if not find_spec(name)]
     if missing:
-        failure(
+        raise TaskMoEError(
             f"{' and '.join(missing)}, which draws the heat maps, is not installed; "
             "pip install 'taskmoe-plugin[plot]', or give --no-plots"
         )
@@ -58,10 +57,10 @@ def run(args: Namespace) -> None:
         report = content.find_out(args.path, data, args.gen_subset or "valid", sentences)
         files.write(report, args.output_dir, plots=not args.no_plots)
     except KeyboardInterrupt:
-        failure(f"--output-dir {args.output_dir}: interrupted; nothing was written, run again")
-    except SubnetError as error:
+        raise TaskMoEError(f"--output-dir {args.output_dir}: interrupted; nothing was written, run again") from None
+    except TaskMoEError as error:
         # Its texts name the flag that extraction has for the checkpoint.
-        failure(str(error).removeprefix("--path "))
+        raise type(error)(str(error).removeprefix("--path ")) from error
     print(table.summary(report))
 
 
@@ -69,5 +68,5 @@ def _sentences(text: str) -> int | None:
     if text == "all":
         return None
     if not text.isdigit() or int(text) < 1:
-        usage_error(f"--sentences {text}: give a number from 1 up, or all")
+        raise UsageError(f"--sentences {text}: give a number from 1 up, or all")
     return int(text)

@@ -13,7 +13,7 @@ from taskmoe_plugin.criterions.taskmoe_label_smoothed_cross_entropy import (
     TaskMoELabelSmoothedCrossEntropyCriterion,
     TaskMoELabelSmoothedCrossEntropyCriterionConfig,
 )
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 
 
 @dataclass
@@ -56,7 +56,7 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
             moe_z_loss_wt,
         )
         if not 0 <= distill_wt <= 1:
-            usage_error(f"--distill-wt {distill_wt:g}: give a value from 0 to 1")
+            raise UsageError(f"--distill-wt {distill_wt:g}: give a value from 0 to 1")
         self.distill_wt = distill_wt
         # In a tuple: a module's parameters would be trained, and saved in every checkpoint.
         self._teacher = (_load_teacher(distill_from, task),)
@@ -85,7 +85,9 @@ def _load_teacher(path: str, task: Any) -> Any:
     try:
         (teacher,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
     except OSError as error:
-        usage_error(f"--distill-from {path}: cannot be read ({error}); give a checkpoint")
+        raise UsageError(f"--distill-from {path}: cannot be read ({error}); give a checkpoint") from error
     except RuntimeError as error:
-        usage_error(f"--distill-from {path}: does not fit this task ({' '.join(str(error).split())[:200]})")
+        raise UsageError(
+            f"--distill-from {path}: does not fit this task ({' '.join(str(error).split())[:200]})"
+        ) from error
     return teacher.eval().requires_grad_(False)

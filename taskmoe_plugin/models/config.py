@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.models.task_table import ROUTINGS, TASK_ROUTINGS
 
 STACKS = ("encoder", "decoder")
@@ -80,53 +80,57 @@ def remember_languages(args: Namespace, langs: Sequence[str], pairs: Sequence[st
 
 def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
     if not path:
-        usage_error("--moe-task-groups: group routing needs this file of lines 'pair<TAB>group name'")
+        raise UsageError("--moe-task-groups: group routing needs this file of lines 'pair<TAB>group name'")
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        usage_error(f"--moe-task-groups {path}: cannot be read ({error}); give a UTF-8 file")
+        raise UsageError(f"--moe-task-groups {path}: cannot be read ({error}); give a UTF-8 file") from error
     groups = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         pair, _, group = (part.strip() for part in line.partition("\t"))
         if not (pair and group):
-            usage_error(f"--moe-task-groups {path}: line {number} is not 'pair<TAB>group name': {line!r}")
+            raise UsageError(f"--moe-task-groups {path}: line {number} is not 'pair<TAB>group name': {line!r}")
         groups[pair] = group
     missing = [pair for pair in pairs if pair not in groups]
     if missing:
-        usage_error(f"--moe-task-groups {path}: no group for {', '.join(missing)}; add a line for each")
+        raise UsageError(f"--moe-task-groups {path}: no group for {', '.join(missing)}; add a line for each")
     return {pair: groups[pair] for pair in pairs}
 
 
 def check_args(args: Namespace) -> None:
-    """Stop with a usage error if the flags of a model cannot work together."""
+    """Raise ``UsageError`` if the flags of a model cannot work together."""
     experts, k = args.moe_expert_count, args.moe_top_k
     if experts < 1:
-        usage_error(f"--moe-expert-count {experts}: give at least 1 (for a dense stack, --encoder-moe-freq 0)")
+        raise UsageError(f"--moe-expert-count {experts}: give at least 1 (for a dense stack, --encoder-moe-freq 0)")
     if not 1 <= k <= experts:
-        usage_error(f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}")
+        raise UsageError(f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}")
     if args.moe_expert_ffn_dim is not None and args.moe_expert_ffn_dim < 1:
-        usage_error(f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1")
+        raise UsageError(f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1")
     for stack in STACKS:
         freq = getattr(args, f"{stack}_moe_freq")
         if freq < 0:
-            usage_error(f"--{stack}-moe-freq {freq}: give 0 (no MoE layer) or more")
+            raise UsageError(f"--{stack}-moe-freq {freq}: give 0 (no MoE layer) or more")
     routings = {getattr(args, f"{stack}_moe_routing") for stack in STACKS if getattr(args, f"{stack}_moe_freq")}
     for flag in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(args, f"moe_{flag}")
         name = f"--moe-{flag.replace('_', '-')} {factor:g}"
         if factor < 0:
-            usage_error(f"{name}: give 0 (dropless) or more")
+            raise UsageError(f"{name}: give 0 (dropless) or more")
         if factor and "token" not in routings:
-            usage_error(f"{name}: only token routing has a capacity; leave it out, the other routings are dropless")
+            raise UsageError(
+                f"{name}: only token routing has a capacity; leave it out, the other routings are dropless"
+            )
     if args.moe_task_gate == "static" and not routings & set(TASK_ROUTINGS):
-        usage_error("--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing")
+        raise UsageError(
+            "--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing"
+        )
     if not 0 <= args.moe_router_jitter < 1:
-        usage_error(f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1")
+        raise UsageError(f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1")
     # Offloading turns checkpointing on: the flag that the user gave comes first.
     for name in ("offload_activations", "checkpoint_activations"):
         if getattr(args, name, False):
-            usage_error(f"--{name.replace('_', '-')}: not supported with MoE layers; leave it out")
+            raise UsageError(f"--{name.replace('_', '-')}: not supported with MoE layers; leave it out")
     if getattr(args, "quant_noise_pq", 0):
-        usage_error("--quant-noise-pq: not supported with MoE layers; leave it out")
+        raise UsageError("--quant-noise-pq: not supported with MoE layers; leave it out")

@@ -13,7 +13,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.models.transformer import base_architecture as dense_architecture
 from torch import Tensor, nn
 
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.models.config import STACKS, add_moe_args, check_args, remember_languages, set_moe_defaults
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
@@ -47,10 +47,10 @@ class TaskMoETransformerModel(TransformerModel):
 
     @classmethod
     def build_model(cls, args: Namespace, task: Any) -> TaskMoETransformerModel:
-        """Build the model, or stop with a usage error if its flags cannot work."""
+        """Build the model, or raise ``UsageError`` if its flags cannot work."""
         _set_defaults(args)
         if not hasattr(task, "routed_pairs"):
-            usage_error("--task: taskmoe_transformer needs language ids; use --task taskmoe_translation")
+            raise UsageError("--task: taskmoe_transformer needs language ids; use --task taskmoe_translation")
         check_args(args)
         remember_languages(args, task.langs, task.routed_pairs)
         return super().build_model(args, task)  # type: ignore[no-any-return]
@@ -141,11 +141,11 @@ class TaskMoETransformerModel(TransformerModel):
                 stack.tasks.set_training_tokens({pair: tokens[side] for pair, tokens in pair_tokens.items()})
 
     def check_languages(self, langs: list[str]) -> None:
-        """Stop with a usage error if ``--langs`` differs from what the model was trained with."""
+        """Raise ``UsageError`` if ``--langs`` differs from what the model was trained with."""
         _check_languages(",".join(langs), self.args.taskmoe_langs)
 
     def check_tasks(self, trained: Namespace) -> None:
-        """Stop with a usage error if languages or tasks are not those of a model that training goes on from.
+        """Raise ``UsageError`` if languages or tasks are not those of a model that training goes on from.
 
         A checkpoint knows both by number alone: weights would go to others without a word.
         """
@@ -155,7 +155,7 @@ class TaskMoETransformerModel(TransformerModel):
         for name, stack in zip(STACKS, (self.encoder, self.decoder)):
             own, before = (config.table for config in (stack.moe_config, StackConfig.from_args(trained, name)))
             if own is not None and before is not None and own.names != before.names:
-                usage_error(
+                raise UsageError(
                     f"--lang-pairs {self.args.taskmoe_lang_pairs}: the checkpoint was trained with --lang-pairs "
                     f"{trained.taskmoe_lang_pairs}, and the {name}'s gates know its tasks by their order; give the same"
                 )
@@ -175,12 +175,12 @@ class TaskMoETransformerModel(TransformerModel):
                 )
 
     def check_pair(self, source: str, target: str) -> None:
-        """Stop with a usage error if a stack has no task for this pair."""
+        """Raise ``UsageError`` if a stack has no task for this pair."""
         langs = self.args.taskmoe_langs.split(",")
         ids = langs.index(source) + 1, langs.index(target) + 1
         for name, stack in zip(STACKS, (self.encoder, self.decoder)):
             if stack.moe_config.freq and stack.tasks is not None and stack.tasks.lookup[ids] < 0:
-                usage_error(
+                raise UsageError(
                     f"--source-lang {source} --target-lang {target}: the {name}'s {stack.moe_config.routing} routing "
                     f"knows only the pairs it was trained on: {self.args.taskmoe_lang_pairs}"
                 )
@@ -188,7 +188,7 @@ class TaskMoETransformerModel(TransformerModel):
 
 def _check_languages(given: str, trained: str) -> None:
     if given != trained:
-        usage_error(f"--langs {given}: the checkpoint was trained with --langs {trained}; give the same")
+        raise UsageError(f"--langs {given}: the checkpoint was trained with --langs {trained}; give the same")
 
 
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer")

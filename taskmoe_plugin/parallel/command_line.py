@@ -8,13 +8,13 @@ from importlib.util import find_spec
 
 import torch
 
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 
 LAUNCH = "start it with: taskmoe launch --processes N -- fairseq-train ..."
 
 
 def settle(args: Namespace) -> None:
-    """Correct the flags of a command line, or stop with a usage error.
+    """Correct the flags of a command line, or raise ``UsageError``.
 
     Args:
         args: all flags; called without those of training, it does nothing.
@@ -35,14 +35,14 @@ def _check_cpu_launch(args: Namespace) -> None:
     if args.distributed_no_spawn:
         return
     if args.distributed_init_method is not None:
-        usage_error(
+        raise UsageError(
             f"--distributed-init-method {args.distributed_init_method}: without GPUs fairseq starts no process, trains "
             f"nothing and reports success; {LAUNCH}"
         )
     if args.distributed_world_size > 1:
-        usage_error(
+        raise UsageError(
             f"--distributed-world-size {args.distributed_world_size}: fairseq starts one process for each GPU, and "
             f"there is none; {LAUNCH}"
         )
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        usage_error(f"torchrun: fairseq deals its processes to GPUs, and there is none; {LAUNCH}")
+        raise UsageError(f"torchrun: fairseq deals its processes to GPUs, and there is none; {LAUNCH}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 
 LEGACY_DDP = ("legacy_ddp", "no_c10d")
 UNSUPPORTED = {
@@ -21,7 +21,7 @@ UNSUPPORTED = {
 
 
 def check_flags(args: Namespace, processes: int) -> None:
-    """Stop with a usage error if the flags of a training run with ``--moe-expert-parallel`` cannot work together.
+    """Raise ``UsageError`` if the flags of a training run with ``--moe-expert-parallel`` cannot work together.
 
     Args:
         args: all flags of fairseq-train.
@@ -32,34 +32,34 @@ def check_flags(args: Namespace, processes: int) -> None:
         return
     if experts % processes:
         fitting = [count for count in range(1, experts + 1) if experts % count == 0]
-        usage_error(
+        raise UsageError(
             f"--moe-expert-count {experts}: cannot be spread evenly over {processes} processes; with "
             f"--moe-expert-parallel use {', '.join(map(str, fitting))} processes, or another number of experts"
         )
     if args.ddp_backend not in LEGACY_DDP:
-        usage_error(
+        raise UsageError(
             f"--ddp-backend {args.ddp_backend}: would average the experts of different processes; "
             "with --moe-expert-parallel give --ddp-backend legacy_ddp"
         )
     if args.fp16 and not (args.memory_efficient_fp16 or args.fp16_no_flatten_grads):
-        usage_error(
+        raise UsageError(
             "--fp16: flattened gradients mix experts with shared weights; with --moe-expert-parallel add "
             "--fp16-no-flatten-grads, or use --memory-efficient-fp16 or --bf16"
         )
     for name, reason in UNSUPPORTED.items():
         if getattr(args, name, False):
-            usage_error(f"--{name.replace('_', '-')}: with --moe-expert-parallel {reason}")
+            raise UsageError(f"--{name.replace('_', '-')}: with --moe-expert-parallel {reason}")
     for stack in ("encoder", "decoder"):
         for name in (f"{stack}_layerdrop", f"{stack}_layers_to_keep"):
             if getattr(args, name, 0):
-                usage_error(
+                raise UsageError(
                     f"--{name.replace('_', '-')}: with --moe-expert-parallel processes would drop different layers and "
                     "wait for each other forever; leave it out"
                 )
     if getattr(args, "model_parallel_size", 1) > 1:
-        usage_error("--model-parallel-size: with --moe-expert-parallel not supported; leave it out")
+        raise UsageError("--model-parallel-size: with --moe-expert-parallel not supported; leave it out")
     if getattr(args, "zero_sharding", "none") != "none":
-        usage_error(
+        raise UsageError(
             "--zero-sharding: with --moe-expert-parallel not supported; leave it out, spread experts have spread "
             "optimizer state"
         )

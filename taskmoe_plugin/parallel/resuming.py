@@ -11,7 +11,7 @@ from typing import Any
 from fairseq.distributed import utils as distributed_utils
 from torch import distributed as dist
 
-from taskmoe_plugin.errors import failure, usage_error
+from taskmoe_plugin.errors import TaskMoEError, UsageError
 from taskmoe_plugin.parallel.shards import KEY, load_mapped
 
 LAST = "checkpoint_last.pt"
@@ -56,11 +56,11 @@ def _check(args: Namespace) -> Any:
         state = load_mapped(path)
     except ValueError as error:
         if args.restore_file != LAST:
-            failure(f"{path}: {error}; give another --restore-file")
+            raise TaskMoEError(f"{path}: {error}; give another --restore-file") from error
         state = _replace(path)
     flat = args.fp16 and not (args.memory_efficient_fp16 or args.fp16_no_flatten_grads)
     if flat and KEY in state["model"] and not args.reset_optimizer:
-        usage_error(
+        raise UsageError(
             f"--fp16: {path} has the optimizer state of experts that were spread over processes, which flattened "
             "gradients cannot take up; add --fp16-no-flatten-grads, or --reset-optimizer"
         )
@@ -69,11 +69,13 @@ def _check(args: Namespace) -> Any:
 
 def _check_finetuned(path: str) -> Any:
     if not Path(path).is_file():
-        usage_error(f"--finetune-from-model {path}: no such file; give a checkpoint")
+        raise UsageError(f"--finetune-from-model {path}: no such file; give a checkpoint")
     try:
         return _model_args(load_mapped(Path(path)))
     except ValueError as error:
-        failure(f"--finetune-from-model {path}: {error}; give another checkpoint, of PyTorch 1.6 or later")
+        raise TaskMoEError(
+            f"--finetune-from-model {path}: {error}; give another checkpoint, of PyTorch 1.6 or later"
+        ) from error
 
 
 def _model_args(state: Any) -> Any:
@@ -91,7 +93,9 @@ def _replace(broken: Path) -> Any:
         if found is None or updates > found[0]:
             found = (updates, path, state)
     if found is None:
-        failure(f"{broken}: truncated or corrupted, and there is no other checkpoint; remove it to start again")
+        raise TaskMoEError(
+            f"{broken}: truncated or corrupted, and there is no other checkpoint; remove it to start again"
+        )
     updates, path, state = found
     logger.warning(f"{broken} is cut short; going on from {path}, of {updates} updates")
     temporary = broken.with_name(broken.name + ".tmp")

@@ -15,7 +15,7 @@ from fairseq.distributed import LegacyDistributedDataParallel
 from fairseq.distributed import utils as distributed_utils
 from torch import nn
 
-from taskmoe_plugin.errors import failure
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.parallel.gradients import clip_by_whole_norm, fit_buffer
 from taskmoe_plugin.parallel.shards import (
     ExpertShards,
@@ -77,7 +77,9 @@ class ExpertSaver:
         except OSError as error:
             problem = error.strerror
         if self._sum(int(problem is not None)):
-            failure(f"{path}: cannot be written ({problem or 'by another process'}); earlier checkpoints are complete")
+            raise TaskMoEError(
+                f"{path}: cannot be written ({problem or 'by another process'}); earlier checkpoints are complete"
+            )
         self.manifest = manifest
 
     def _new_save(self) -> str:

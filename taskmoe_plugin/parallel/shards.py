@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskmoe_plugin.errors import failure
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.moe import AbsentExpert, held_by
 
 KEY = "expert_shards"  # among the tensors of a checkpoint's model: its manifest
@@ -115,7 +115,7 @@ class ExpertShards(Mapping[str, Tensor]):
         self._opened: dict[int, dict[str, Any]] = {}
 
     def check_complete(self) -> None:
-        """Stop with an error that names a file if one of them is not there."""
+        """Raise an error that names a file if one of them is not there."""
         for file in self.files:
             self._find(file)
 
@@ -156,7 +156,7 @@ class ExpertShards(Mapping[str, Tensor]):
     def _find(self, file: str) -> Path:
         path = self.directory / file
         if not path.is_file():
-            failure(
+            raise TaskMoEError(
                 f"{path}: no such file, but the checkpoint has experts in it; put the folder '{FOLDER}' next to the "
                 "checkpoint, or use another checkpoint"
             )
@@ -169,10 +169,10 @@ class ExpertShards(Mapping[str, Tensor]):
             try:
                 shard = load_mapped(path)
             except ValueError as error:
-                failure(f"{path}: {error}; restore it, or use another checkpoint")
+                raise TaskMoEError(f"{path}: {error}; restore it, or use another checkpoint") from error
             if not isinstance(shard, dict) or shard.get("file") != file:
                 written = shard.get("file", "no file of experts") if isinstance(shard, dict) else "no file of experts"
-                failure(f"{path}: is of another run or save ({written}); restore the file that was there")
+                raise TaskMoEError(f"{path}: is of another run or save ({written}); restore the file that was there")
             self._opened[process] = shard
         return self._opened[process]
 
@@ -229,7 +229,7 @@ def with_experts(
     state = {name: value for name, value in state_dict.items() if name != KEY}
     names = [name for name, _ in model.named_parameters() if expert_of(name) is not None]
     if names and manifest is None and not any(expert_of(name) is not None for name in state):
-        failure("the checkpoint has no experts: it was written in a crash; use an earlier one")
+        raise TaskMoEError("the checkpoint has no experts: it was written in a crash; use an earlier one")
     shards = ExpertShards(manifest, directories) if manifest is not None else None
     if shards is not None:
         shards.check_complete()

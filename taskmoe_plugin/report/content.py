@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.report.data import measured_usage
 from taskmoe_plugin.report.sizes import SubnetSize, subnet_sizes
 from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
-from taskmoe_plugin.subnet.errors import SubnetError
 from taskmoe_plugin.subnet.report import Size
 
 Row = dict[str, Any]
@@ -117,15 +117,15 @@ def find_out(path: Path, data: Sequence[Path], subset: str, sentences: int | Non
         sentences: how many of each pair; None: all.
 
     Raises:
-        SubnetError: something a user can put right.
+        TaskMoEError: something a user can put right.
     """
     checkpoint = Checkpoint.open(path)
     stacks = moe_stacks(checkpoint)
     if not stacks:
-        raise SubnetError(f"{path}: has no MoE layer; give a checkpoint of a model with experts")
+        raise TaskMoEError(f"{path}: has no MoE layer; give a checkpoint of a model with experts")
     by_data = {name: each for name, each in stacks.items() if each[0].table is None}
     if len(by_data) == len(stacks) and not data:
-        raise SubnetError(
+        raise TaskMoEError(
             f"{path}: no stack routes by task, so only data can tell who uses which expert; give --data DATA_BIN"
         )
     usages = {name: task_usage(checkpoint, *each) for name, each in stacks.items() if name not in by_data}

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.moe import Usage, counted_usage
 from taskmoe_plugin.report.usage import StackUsage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.decoders import BATCH, FairseqDecoder, build_model, build_task
-from taskmoe_plugin.subnet.errors import SubnetError
 from taskmoe_plugin.subnet.verify import Sentences, read_sentences
 from taskmoe_plugin.subnet.vocabulary import DictionaryReader
 
@@ -35,7 +35,7 @@ def measured_usage(
         count: sentences of each pair, evenly spaced; None: all.
 
     Raises:
-        SubnetError: a pair has no such set, or the data's dictionaries do not fit the model.
+        TaskMoEError: a pair has no such set, or the data's dictionaries do not fit the model.
     """
     reader = DictionaryReader(checkpoint, data)
     sentences = {pair: _sentences(reader, data, subset, pair, count) for pair in checkpoint.pairs}
@@ -65,7 +65,7 @@ def _sentences(reader: DictionaryReader, data: Sequence[Path], subset: str, pair
     vocabularies = reader.read([pair])
     try:
         return read_sentences(data, subset, pair, vocabularies, count)
-    except SubnetError:
-        raise SubnetError(
+    except TaskMoEError:
+        raise TaskMoEError(
             f"{data[0]}: no {subset} set of {pair}; binarise one, or name another with --gen-subset"
         ) from None

@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.report.content import Report, Row
-from taskmoe_plugin.subnet.errors import SubnetError
 
 TABLES = ("experts", "loads", "similarities", "sizes")
 PICTURES = tuple(f"{stack}-{kind}" for stack in STACKS for kind in ("experts", "similarity", "load"))
@@ -32,13 +32,15 @@ def check_free(directory: Path, force: bool) -> None:
         force: whether one may be replaced.
 
     Raises:
-        SubnetError: the directory is a file, or has a report.
+        TaskMoEError: the directory is a file, or has a report.
     """
     if directory.exists() and not directory.is_dir():
-        raise SubnetError(f"--output-dir {directory}: exists and is no directory; give another")
+        raise TaskMoEError(f"--output-dir {directory}: exists and is no directory; give another")
     existing = next((name for name in NAMES if (directory / name).exists()), None)
     if existing and not force:
-        raise SubnetError(f"--output-dir {directory}: has a {existing} already; give --force to replace it, or another")
+        raise TaskMoEError(
+            f"--output-dir {directory}: has a {existing} already; give --force to replace it, or another"
+        )
 
 
 def write(report: Report, directory: Path, plots: bool) -> None:
@@ -50,7 +52,7 @@ def write(report: Report, directory: Path, plots: bool) -> None:
         plots: whether to draw pictures.
 
     Raises:
-        SubnetError: the directory cannot be written to.
+        TaskMoEError: the directory cannot be written to.
     """
     temporary = directory / f".report.{os.getpid()}.tmp"
     try:
@@ -62,7 +64,7 @@ def write(report: Report, directory: Path, plots: bool) -> None:
             else:
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:
-        raise SubnetError(f"--output-dir {directory}: cannot be written ({error.strerror or error})") from error
+        raise TaskMoEError(f"--output-dir {directory}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

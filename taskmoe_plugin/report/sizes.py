@@ -34,7 +34,7 @@ def subnet_sizes(checkpoint: Checkpoint) -> list[SubnetSize]:
     """The subnet of each trained pair, for a model of which at least one stack routes by task.
 
     Raises:
-        SubnetError: the model has parts of unknown purpose.
+        TaskMoEError: the model has parts of unknown purpose.
     """
     tensors = checkpoint.tensors
     full = Size.of_model(tensors).parameters

@@ -67,7 +67,7 @@ def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -
         layers: indices of its MoE layers.
 
     Raises:
-        SubnetError: a router's tensors are missing.
+        TaskMoEError: a router's tensors are missing.
     """
     assert config.table is not None
     share = checkpoint.tensors.tensor(f"{config.stack}.tasks.share").float()

@@ -16,9 +16,9 @@ import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.parallel.shards import KEY, ExpertShards, exact_offsets
 from taskmoe_plugin.subnet import pages
-from taskmoe_plugin.subnet.errors import SubnetError
 
 MODEL = "taskmoe_transformer"
 TIED = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"
@@ -51,7 +51,7 @@ class MappedTensors:
         """A copy of a tensor in memory, or of some of its rows (int64).
 
         Raises:
-            SubnetError: there is no tensor of this name.
+            TaskMoEError: there is no tensor of this name.
         """
         mapped = self.mapped(name)
         return pages.read(mapped) if rows is None else pages.read_rows(mapped, rows)
@@ -64,12 +64,12 @@ class MappedTensors:
         """A tensor that is still on disk.
 
         Raises:
-            SubnetError: there is no tensor of this name.
+            TaskMoEError: there is no tensor of this name.
         """
         try:
             return self._tensors[name]
         except KeyError:
-            raise SubnetError(
+            raise TaskMoEError(
                 f"--path {self.path}: the tensor {name} is missing; give a complete checkpoint, not one process's share"
             ) from None
 
@@ -110,12 +110,12 @@ class Checkpoint:
         """Map a checkpoint into memory without reading its tensors.
 
         Raises:
-            SubnetError: the file is missing, broken, unsafe, or no ``taskmoe_transformer`` checkpoint.
+            TaskMoEError: the file is missing, broken, unsafe, or no ``taskmoe_transformer`` checkpoint.
         """
         state = _load(path)
         cfg = state.get("cfg") if isinstance(state, dict) else None
         if not isinstance(cfg, dict) or "model" not in state or "optimizer_history" not in state:
-            raise SubnetError(f"--path {path}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
+            raise TaskMoEError(f"--path {path}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
         args: Any = cfg.get("model")
         _check_model(path, args)
         own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
@@ -127,7 +127,7 @@ class Checkpoint:
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise SubnetError(f"--path {path}: no such file; give a checkpoint_*.pt that training wrote")
+        raise TaskMoEError(f"--path {path}: no such file; give a checkpoint_*.pt that training wrote")
     try:
         with exact_offsets():
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -135,7 +135,7 @@ def _load(path: Path) -> Any:
         unsafe = next((line for line in str(error).splitlines() if re.search("Unsupported (global|class)", line)), None)
         if unsafe is None:
             raise _broken(path, error) from error
-        raise SubnetError(
+        raise TaskMoEError(
             f"--path {path}: holds Python objects that safe loading refuses ({_short(unsafe)}); "
             "give a checkpoint that training wrote, with nothing added"
         ) from error
@@ -143,8 +143,8 @@ def _load(path: Path) -> Any:
         raise _broken(path, error) from error
 
 
-def _broken(path: Path, error: Exception) -> SubnetError:
-    return SubnetError(
+def _broken(path: Path, error: Exception) -> TaskMoEError:
+    return TaskMoEError(
         f"--path {path}: truncated, corrupted or no PyTorch checkpoint ({_short(str(error))}); copy it again"
     )
 
@@ -159,9 +159,9 @@ def _check_model(path: Path, args: Any) -> None:
     model = ARCH_MODEL_NAME_REGISTRY.get(arch, arch)
     if model != MODEL:
         kind = "a dense model, which has no experts" if model == "transformer" else f"not {MODEL}"
-        raise SubnetError(f"--path {path}: a checkpoint of architecture {arch}, {kind}; give one of {MODEL}")
+        raise TaskMoEError(f"--path {path}: a checkpoint of architecture {arch}, {kind}; give one of {MODEL}")
     if getattr(args, "taskmoe_subnet", None):
-        raise SubnetError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
+        raise TaskMoEError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
 
 
 def _tied(args: Namespace) -> dict[str, str]:

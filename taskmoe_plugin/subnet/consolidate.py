@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.parallel.shards import KEY, ExpertShards, load_mapped
 from taskmoe_plugin.subnet import pages
-from taskmoe_plugin.subnet.errors import SubnetError
 
 AT_ONCE = 16 << 20  # bytes
 
@@ -30,10 +30,10 @@ def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
         force: whether the file may be replaced.
 
     Raises:
-        SubnetError: a file is missing or broken, or has all experts already, or the new one cannot be written.
+        TaskMoEError: a file is missing or broken, or has all experts already, or the new one cannot be written.
     """
     if output.exists() and not force:
-        raise SubnetError(f"--output {output}: exists; give --force to replace it")
+        raise TaskMoEError(f"--output {output}: exists; give --force to replace it")
     state = _assemble(path, optimizer)
     temporary = output.with_name(f".{output.name}.tmp")
     try:
@@ -43,7 +43,7 @@ def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
     except (OSError, RuntimeError) as error:
         # PyTorch goes on to complain of the half-written file; why it is half-written is the error before that.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise SubnetError(f"--output {output}: cannot be written ({reason}); give another place") from error
+        raise TaskMoEError(f"--output {output}: cannot be written ({reason}); give another place") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,14 +51,16 @@ def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
 def _assemble(path: Path, optimizer: bool) -> dict[str, Any]:
     """The checkpoint with all experts in it, its tensors still on disk."""
     if not path.is_file():
-        raise SubnetError(f"{path}: no such file; give a checkpoint that --moe-expert-parallel saved")
+        raise TaskMoEError(f"{path}: no such file; give a checkpoint that --moe-expert-parallel saved")
     try:
         state = load_mapped(path)
     except ValueError as error:
-        raise SubnetError(f"{path}: {error}; give another checkpoint") from error
+        raise TaskMoEError(f"{path}: {error}; give another checkpoint") from error
     manifest = state.get("model", {}).pop(KEY, None) if isinstance(state, dict) else None
     if manifest is None:
-        raise SubnetError(f"{path}: has no experts in other files, so there is nothing to consolidate; use it as it is")
+        raise TaskMoEError(
+            f"{path}: has no experts in other files, so there is nothing to consolidate; use it as it is"
+        )
     shards = ExpertShards(manifest, [path.absolute().parent])
     shards.check_complete()
     state["model"].update(shards)

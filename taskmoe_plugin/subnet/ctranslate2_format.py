@@ -12,7 +12,7 @@ import torch
 from fairseq.modules import SinusoidalPositionalEmbedding
 from torch import Tensor
 
-from taskmoe_plugin.subnet.errors import SubnetError
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.subnet.plan import Plan
 from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
 from taskmoe_plugin.subnet.weights import Read, Recipe
@@ -46,12 +46,12 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
     """Refuse what CTranslate2 cannot compute.
 
     Raises:
-        SubnetError: the model has something that CTranslate2 lacks, or the package is not installed.
+        TaskMoEError: the model has something that CTranslate2 lacks, or the package is not installed.
     """
     try:
         import ctranslate2  # noqa: F401
     except ImportError:
-        raise SubnetError("--format ctranslate2: needs a package that is not here; pip install ctranslate2") from None
+        raise TaskMoEError("--format ctranslate2: needs a package that is not here; pip install ctranslate2") from None
     reasons = {
         "MoE layers, which this subnet keeps": not plan.dense,
         f"--activation-fn {args.activation_fn}": args.activation_fn not in ACTIVATIONS,
@@ -65,7 +65,7 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
     }
     for reason, found in reasons.items():
         if found:
-            raise SubnetError(f"--format ctranslate2: CTranslate2 does not support {reason}; use --format fairseq")
+            raise TaskMoEError(f"--format ctranslate2: CTranslate2 does not support {reason}; use --format fairseq")
 
 
 def write_model(

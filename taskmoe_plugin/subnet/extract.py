@@ -87,7 +87,7 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
         One line of the table for each subnet.
 
     Raises:
-        SubnetError: anything a user can put right. Subnets that were complete by then are kept.
+        TaskMoEError: anything a user can put right. Subnets that were complete by then are kept.
     """
     pages.return_freed_memory()
     checkpoint = Checkpoint.open(path)

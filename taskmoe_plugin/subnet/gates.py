@@ -18,7 +18,7 @@ def task_tables(tensors: MappedTensors, config: StackConfig, layers: list[int]) 
         layers: indices of its MoE layers.
 
     Raises:
-        SubnetError: a router's tensors are missing.
+        TaskMoEError: a router's tensors are missing.
     """
     return {layer: _table(tensors, config, f"{config.stack}.layers.{layer}.moe.router.") for layer in layers}
 

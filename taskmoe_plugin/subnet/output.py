@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from taskmoe_plugin.subnet.errors import SubnetError
+from taskmoe_plugin.errors import TaskMoEError
 
 
 def check_free(directory: Path, force: bool) -> None:
@@ -19,15 +19,15 @@ def check_free(directory: Path, force: bool) -> None:
         force: whether a directory may be replaced.
 
     Raises:
-        SubnetError: it is a file, or holds files and may not be replaced.
+        TaskMoEError: it is a file, or holds files and may not be replaced.
     """
     if directory.is_dir():
         if not force and any(directory.iterdir()):
-            raise SubnetError(
+            raise TaskMoEError(
                 f"{directory}: exists and is not empty; give --force to replace it, or another --output-dir"
             )
     elif directory.exists() or directory.is_symlink():
-        raise SubnetError(f"{directory}: exists and is no directory; give another --output-dir")
+        raise TaskMoEError(f"{directory}: exists and is no directory; give another --output-dir")
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def new_directory(directory: Path, force: bool) -> Iterator[Path]:
     """A temporary directory beside ``directory`` that takes its place when the block ends well, else vanishes.
 
     Raises:
-        SubnetError: see ``check_free``; or the disk is full or refuses to be written to.
+        TaskMoEError: see ``check_free``; or the disk is full or refuses to be written to.
     """
     check_free(directory, force)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
@@ -44,7 +44,7 @@ def new_directory(directory: Path, force: bool) -> Iterator[Path]:
         yield temporary
         _replace(directory, temporary)
     except OSError as error:
-        raise SubnetError(
+        raise TaskMoEError(
             f"{directory}: cannot be written ({error.strerror or error}); nothing was kept of it"
         ) from error
     finally:

@@ -11,12 +11,12 @@ from enum import Enum
 
 from torch import Tensor
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.moe import Gates
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
-from taskmoe_plugin.subnet.errors import SubnetError
 from taskmoe_plugin.subnet.gates import task_tables
 
 _KNOWN = re.compile(
@@ -96,22 +96,22 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
     """Plan the subnet of some pairs.
 
     Raises:
-        SubnetError: a pair was not trained, the model has nothing that could be left out, or parts of unknown purpose.
+        TaskMoEError: a pair was not trained, the model has nothing that could be left out, or parts of unknown purpose.
     """
     unknown = [name for name in checkpoint.tensors.names() if not _KNOWN.fullmatch(name)]
     if unknown:
-        raise SubnetError(
+        raise TaskMoEError(
             f"--path {checkpoint.path}: has tensors that no Transformer has ({unknown[0]}); adapters and other "
             "additions are not supported"
         )
     for pair in pairs:
         if pair not in checkpoint.pairs:
-            raise SubnetError(
+            raise TaskMoEError(
                 f"--lang-pairs {pair}: {checkpoint.path} was not trained on it; it has {','.join(checkpoint.pairs)}"
             )
     stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}
     if not any(stack.gates for stack in stacks.values()):
-        raise SubnetError(
+        raise TaskMoEError(
             f"--path {checkpoint.path}: no stack routes by task, so every pair needs the whole model; train with "
             "source, target, pair or group routing"
         )

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from fairseq.data import data_utils, indexed_dataset
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, Decoder, FairseqDecoder, build_model, build_task
-from taskmoe_plugin.subnet.errors import SubnetError
 from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
 
 SCORE_LIMIT = 1e-4
@@ -100,7 +100,7 @@ class Verifier:
             How far they agree, in words.
 
         Raises:
-            SubnetError: the subnet differs from the full model, or there are no sentences.
+            TaskMoEError: the subnet differs from the full model, or there are no sentences.
         """
         sentences = read_sentences(self.data, self.subset, pair, full, count)
         trimmed = len(kept.target.symbols) < len(full.target.symbols)
@@ -164,7 +164,7 @@ def _check(name: str, agreement: Agreement, rounded: bool) -> None:
         rounded: whether the subnet's weights were rounded, so that only gross differences are an error.
 
     Raises:
-        SubnetError: the subnet differs from the full model.
+        TaskMoEError: the subnet differs from the full model.
     """
     if rounded:
         failed, limit = agreement.mean > ROUNDED_SCORE_LIMIT, f"{ROUNDED_SCORE_LIMIT} on average"
@@ -176,7 +176,7 @@ def _check(name: str, agreement: Agreement, rounded: bool) -> None:
             if agreement.different
             else ""
         )
-        raise SubnetError(f"--verify {name}: the subnet is not the full model ({agreement}; allowed: {limit}{first})")
+        raise TaskMoEError(f"--verify {name}: the subnet is not the full model ({agreement}; allowed: {limit}{first})")
 
 
 def read_sentences(
@@ -192,7 +192,7 @@ def read_sentences(
         count: how many; None: all.
 
     Raises:
-        SubnetError: there is no such set.
+        TaskMoEError: there is no such set.
     """
     source, target = split_pair(pair)
     for directory in data:
@@ -201,7 +201,7 @@ def read_sentences(
             if indexed_dataset.dataset_exists(prefix + source, impl=None):
                 sides = (vocabularies.source, source), (vocabularies.target, target)
                 return Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
-    raise SubnetError(f"{data[0]}: no {subset} set of {pair}, which --verify needs; name another with --gen-subset")
+    raise TaskMoEError(f"{data[0]}: no {subset} set of {pair}, which --verify needs; name another with --gen-subset")
 
 
 def _read(prefix: str, vocabulary: Vocabulary, count: int | None) -> list[list[str]]:

@@ -13,9 +13,9 @@ from fairseq.data import Dictionary, data_utils, indexed_dataset
 from fairseq.data.multilingual.multilingual_utils import augment_dictionary
 from torch import Tensor
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
-from taskmoe_plugin.subnet.errors import SubnetError
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class DictionaryReader:
         """The dictionaries of some pairs.
 
         Raises:
-            SubnetError: a file is missing, broken or does not fit the model.
+            TaskMoEError: a file is missing, broken or does not fit the model.
         """
         sources, targets = (tuple(dict.fromkeys(side)) for side in zip(*map(split_pair, pairs)))
         shared = self.checkpoint.args.share_all_embeddings or not set(sources).isdisjoint(targets)
@@ -158,13 +158,13 @@ class DictionaryReader:
         texts = [_read_text(file) for file in files]
         for file, text in zip(files, texts):
             if text != texts[0]:
-                raise SubnetError(f"{file}: differs from {files[0]}; all languages of a side share one dictionary")
+                raise TaskMoEError(f"{file}: differs from {files[0]}; all languages of a side share one dictionary")
         if texts[0] not in self._known:
             self._known[texts[0]] = self._parse(files[0], texts[0])
         vocabulary = self._known[texts[0]]
         rows = self.checkpoint.tensors.mapped(embeddings).size(0)
         if len(vocabulary.symbols) != rows:
-            raise SubnetError(
+            raise TaskMoEError(
                 f"{files[0]}: has {len(vocabulary.symbols)} symbols with the language tokens, the checkpoint's "
                 f"embeddings have {rows}; give the DATA_BIN that the model was trained on"
             )
@@ -174,7 +174,7 @@ class DictionaryReader:
         try:
             dictionary = _parse(text)
         except (ValueError, RuntimeError) as error:
-            raise SubnetError(f"{path}: no fairseq dictionary ({' '.join(str(error).split())})") from None
+            raise TaskMoEError(f"{path}: no fairseq dictionary ({' '.join(str(error).split())})") from None
         tokens, task = Dictionary(add_special_symbols=False), self.checkpoint.cfg["task"]
         for each in (dictionary, tokens):
             augment_dictionary(each, self.checkpoint.langs, task.lang_tok_style, task.langtoks_specs, task.extra_data)
@@ -191,9 +191,9 @@ def _read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SubnetError(f"{path}: no such file; give the DATA_BIN that the model was trained on") from None
+        raise TaskMoEError(f"{path}: no such file; give the DATA_BIN that the model was trained on") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SubnetError(f"{path}: cannot be read ({error})") from None
+        raise TaskMoEError(f"{path}: cannot be read ({error})") from None
     return text if text.endswith("\n") else text + "\n"
 
 
@@ -209,7 +209,7 @@ def used_symbols(
         progress: wraps the loop over the sentences of a file.
 
     Raises:
-        SubnetError: there is no training data of the pair.
+        TaskMoEError: there is no training data of the pair.
     """
     used = []
     for lang, vocabulary in zip(split_pair(pair), (vocabularies.source, vocabularies.target)):
@@ -234,7 +234,7 @@ def _train_files(data: Sequence[Path], pair: str, lang: str) -> list[str]:
                 break
             found.append(str(directory / existing[0]))
     if not found:
-        raise SubnetError(
+        raise TaskMoEError(
             f"{data[0]}: no training data of {pair} (train.{pair}.{lang}.bin), which --trim-vocabulary needs"
         )
     return found

@@ -18,7 +18,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
 
-from taskmoe_plugin.errors import failure, usage_error
+from taskmoe_plugin.errors import TaskMoEError, UsageError, use_one_line_errors
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.gradients import fill_missing_gradients
@@ -46,6 +46,8 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     def add_args(parser: ArgumentParser) -> None:
         TranslationMultiSimpleEpochTask.add_args(parser)
         add_bleu_args(parser)
+        # Only a command line is parsed with this: a notebook or a program gets exceptions.
+        use_one_line_errors()
 
     def __init__(self, args: Any, langs: list[str], dicts: dict[str, Any], training: bool) -> None:
         super().__init__(args, langs, dicts, training)
@@ -61,19 +63,21 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
 
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> TaskMoETranslationTask:
-        """Load the dictionaries and set the task up, or stop with a usage error."""
+        """Load the dictionaries and set the task up, or raise ``UsageError``."""
         try:
             return super().setup_task(args, **kwargs)  # type: ignore[no-any-return]
         except FileNotFoundError as error:
-            usage_error(f"{error.filename}: no such file; give the directory that fairseq-preprocess wrote")
+            raise UsageError(
+                f"{error.filename}: no such file; give the directory that fairseq-preprocess wrote"
+            ) from error
         except ValueError as error:
-            usage_error(" ".join(str(error).split()))
+            raise UsageError(" ".join(str(error).split())) from error
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
-        """Load a split, or stop with a usage error if a pair has none."""
+        """Load a split, or raise ``UsageError`` if a pair has none."""
         missing = self.data_manager.pairs_without_data(split)
         if missing:
-            usage_error(
+            raise UsageError(
                 f"{self.args.data}: no {split} data for {', '.join(missing)}; "
                 "run fairseq-preprocess for it, or leave the pair out of --lang-pairs"
             )
@@ -89,7 +93,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         # It is of this run alone, and would otherwise be in the checkpoint.
         del args.taskmoe_processes
         if not hasattr(model, "check_pair"):
-            usage_error(
+            raise UsageError(
                 f"--arch {args.arch}: does not take the language ids of --task taskmoe_translation; use "
                 "taskmoe_transformer (dense with --moe-freq 0), or --task translation_multi_simple_epoch"
             )
@@ -196,10 +200,10 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             if model.parallel is None or "out of memory" not in str(error):
                 raise
             # fairseq would leave the batch out, and the others wait forever for this process's part in it.
-            failure(
+            raise TaskMoEError(
                 f"--max-tokens {self.args.max_tokens}: process {model.parallel.rank} ran out of memory, and the others "
                 "cannot go on without its experts; give fewer tokens, and start again from the last checkpoint"
-            )
+            ) from error
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         fill_missing_gradients(optimizer)

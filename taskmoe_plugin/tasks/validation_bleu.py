@@ -15,7 +15,7 @@ from fairseq.logging import metrics
 from sacrebleu.metrics.bleu import BLEU
 from torch import Tensor
 
-from taskmoe_plugin.errors import usage_error
+from taskmoe_plugin.errors import UsageError
 
 ORDER = 4  # n-grams up to 4 words: the order of BLEU
 
@@ -35,16 +35,18 @@ def add_bleu_args(parser: ArgumentParser) -> None:
 
 
 def parse_bleu_args(args: Namespace) -> None:
-    """Stop with a usage error if the flags of ``add_bleu_args`` cannot work."""
+    """Raise ``UsageError`` if the flags of ``add_bleu_args`` cannot work."""
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):
         flag, text = "--" + name.replace("_", "-"), getattr(args, name)
         try:
             if not isinstance(json.loads(text), dict):
-                usage_error(f"{flag} {text}: give a JSON object, e.g. '{{\"beam\": 4}}'")
+                raise UsageError(f"{flag} {text}: give a JSON object, e.g. '{{\"beam\": 4}}'")
         except json.JSONDecodeError as error:
-            usage_error(f"{flag} {text}: not JSON ({error}); give an object, e.g. '{{\"beam\": 4}}'")
+            raise UsageError(f"{flag} {text}: not JSON ({error}); give an object, e.g. '{{\"beam\": 4}}'") from error
     if args.eval_bleu and args.lang_tok_replacing_bos_eos:
-        usage_error("--eval-bleu: cannot be combined with --lang-tok-replacing-bos-eos; score with fairseq-generate")
+        raise UsageError(
+            "--eval-bleu: cannot be combined with --lang-tok-replacing-bos-eos; score with fairseq-generate"
+        )
 
 
 class ValidationBleu:

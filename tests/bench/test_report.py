@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from taskmoe_plugin.bench.report import Report, claim, environment, table, write
+from taskmoe_plugin.errors import one_line_errors
 
 ROWS = [{"system": "dense", "ratio": 1.0}, {"system": "token", "ratio": 0.25, "note": "a, b"}]
 
@@ -65,7 +66,7 @@ def test_nothing_half_written_is_left_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".png"])
 def test_no_file_is_replaced_unasked(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / f"run{suffix}").write_text("precious")
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
         claim(str(tmp_path / "run"), force=False)
     assert exit_.value.code == 2
     assert f"run{suffix} exists" in capsys.readouterr().err
@@ -73,7 +74,7 @@ def test_no_file_is_replaced_unasked(tmp_path: Path, suffix: str, capsys: pytest
 
 
 def test_a_missing_directory_is_noticed_before_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
         claim(str(tmp_path / "nowhere" / "run"), force=False)
     assert exit_.value.code == 2
     assert "nowhere is not a directory" in capsys.readouterr().err
@@ -85,7 +86,7 @@ def test_a_file_that_is_no_report_is_refused_in_one_line(
 ) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
         Report.read(path)
     assert exit_.value.code == 2
     error = capsys.readouterr().err

@@ -10,6 +10,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from taskmoe_plugin.criterions import TaskMoELabelSmoothedCrossEntropyCriterion, TaskMoEWordDistillationCriterion
+from taskmoe_plugin.errors import one_line_errors
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import build_model
 from tests.helpers.tasks import batches, make_task
@@ -93,7 +94,7 @@ def test_a_student_is_trained_through_fairseqs_command(corpus: Corpus, teacher: 
 def test_mistakes_are_one_line(
     task: Any, teacher: Path, flags: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
         distilling(task, Path(flags.pop("distill_from", teacher)), **flags)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err

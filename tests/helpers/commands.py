@@ -16,6 +16,7 @@ from typing import Any
 from fairseq import checkpoint_utils
 
 import taskmoe_plugin
+from taskmoe_plugin.errors import one_line_errors
 
 USER_DIR = Path(taskmoe_plugin.__file__).parent
 
@@ -79,7 +80,7 @@ def run(tool: str, *argv: Any, stdin: str = "") -> Output:
     """Run ``fairseq-TOOL`` with arguments.
 
     Raises:
-        SystemExit: the tool exits with a status.
+        SystemExit: the tool exits with a status, as the interpreter would make it for an error of ours.
     """
     command = importlib.import_module(f"fairseq_cli.{tool}")
     # The best score so far is an attribute of the function; a new process would start without.
@@ -88,7 +89,7 @@ def run(tool: str, *argv: Any, stdin: str = "") -> Output:
     before = sys.argv, sys.stdin
     sys.argv, sys.stdin = [f"fairseq-{tool}", *map(str, argv)], io.StringIO(stdin)
     try:
-        with redirect_stdout(printed), _recording(output):
+        with redirect_stdout(printed), _recording(output), one_line_errors():
             command.cli_main()
     finally:
         sys.argv, sys.stdin = before

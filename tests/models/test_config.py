@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 
 import pytest
 
+from taskmoe_plugin.errors import one_line_errors
 from taskmoe_plugin.models.config import add_moe_args
 from tests.helpers.models import PAIRS, StubTask, build_model
 
@@ -38,7 +39,7 @@ WRONG = [
 
 def message_of(capsys, **flags) -> str:
     """The one line that building a model with wrong flags prints."""
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
         build_model(**flags)
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -90,7 +91,7 @@ def test_a_group_file_may_hold_more_pairs_and_spaces(tmp_path) -> None:
 def test_an_unknown_choice_is_answered_with_the_known_ones(capsys, flag: str) -> None:
     parser = ArgumentParser()
     add_moe_args(parser)
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
         parser.parse_args([flag, "language"])
     assert stopped.value.code == 2
     message = capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from taskmoe_plugin.errors import one_line_errors
 from tests.helpers.corpus import Corpus
 from tests.parallel import jobs
 from tests.parallel.processes import PATIENCE, finish, started
@@ -78,7 +79,7 @@ def test_a_missing_broken_or_foreign_file_of_experts_is_named(
         (file,) = (directory / "experts").glob("*-1of2.pt")
         spoil(file)
         trainer = make_trainer(corpus, RESHARDED["adam"], 1, 0, directory)
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as exit, one_line_errors():
             trainer.load_checkpoint(str(directory / "checkpoint_last.pt"))
         assert exit.value.code == 1
         printed = capfd.readouterr().err
@@ -116,6 +117,6 @@ def test_nan_on_one_process_stops_all_as_it_stops_one_and_leaves_no_usable_check
     for rank in (0, 1):
         assert (directory / f"error-{rank}").read_text() == f"{alone.type.__name__}: {alone.value}"
     trainer = make_trainer(corpus, RESHARDED["adam"], 1, 0, directory)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit), one_line_errors():
         trainer.load_checkpoint(str(directory / "crash.pt"))
     assert "no experts: it was written in a crash" in capfd.readouterr().err

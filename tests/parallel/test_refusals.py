@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from taskmoe_plugin.errors import one_line_errors
 from taskmoe_plugin.parallel.flags import check_flags
 from tests.helpers.corpus import Corpus
 from tests.helpers.tasks import make_args
@@ -26,7 +27,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(capsys: pytest.CaptureFixture[str], call: Any, *args: Any) -> str:
     """The one line with which a call is refused."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as exit, one_line_errors():
         call(*args)
     assert exit.value.code == 2
     (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("taskmoe: error: ")]

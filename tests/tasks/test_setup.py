@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fairseq import tasks
 
+from taskmoe_plugin.errors import one_line_errors
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import build_model
@@ -12,7 +13,7 @@ from tests.helpers.tasks import make_args, make_task
 
 
 def message_of(capsys: pytest.CaptureFixture[str], function, *args, **kwargs) -> str:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
         function(*args, **kwargs)
     assert stopped.value.code == 2
     (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("taskmoe")]

@@ -10,6 +10,7 @@ import torch
 from fairseq.logging import metrics
 from sacrebleu import corpus_bleu
 
+from taskmoe_plugin.errors import one_line_errors
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, log_bleu
 from tests.helpers.corpus import PAIRS, Corpus
 from tests.helpers.tasks import batches, make_task, words
@@ -107,7 +108,7 @@ def test_a_sample_can_be_printed(corpus: Corpus, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_wrong_flags_are_named(corpus: Corpus, capsys: pytest.CaptureFixture[str], flags: tuple, expected: str) -> None:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
         make_task(corpus, *flags)
     assert stopped.value.code == 2
     assert f"taskmoe: error: {expected}" in capsys.readouterr().err
