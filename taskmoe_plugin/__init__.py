@@ -1,16 +1,13 @@
 """Task-level mixture of experts for fairseq (TaskMoE, Kudugunta et al. 2021).
 
-Importing the package registers its task, model, architectures and criterion with fairseq; ``--user-dir`` does so.
+In a program that has imported fairseq, importing the package registers its task, models and criterions; ``--user-dir``
+does so. In one that has not, it imports nothing: our own commands start at once, and translate without fairseq. There,
+importing ``tasks``, ``models`` or ``criterions`` registers all three.
 """
 
-from argparse import Namespace
+import sys
 
-import torch
+from taskmoe_plugin.registration import register
 
-from taskmoe_plugin import criterions, models, tasks
-
-# fairseq's checkpoints hold flags in a Namespace, which PyTorch's safe loading refuses unless told it is harmless.
-if hasattr(torch.serialization, "add_safe_globals"):
-    torch.serialization.add_safe_globals([Namespace])
-
-__all__ = ["criterions", "models", "tasks"]
+if sys.modules.get("fairseq"):
+    register()

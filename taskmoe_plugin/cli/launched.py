@@ -6,6 +6,8 @@ import os
 import sys
 from importlib.metadata import entry_points
 
+from taskmoe_plugin.registration import register
+
 
 def flags(command: list[str]) -> list[str]:
     """The flags that a process adds to those of the user.
@@ -29,7 +31,10 @@ def main() -> None:
     """Run the command that is this process's arguments."""
     command = sys.argv[1:]
     sys.argv = [*command, *flags(command)]
-    next(iter(entry_points(group="console_scripts", name=command[0]))).load()()
+    run = next(iter(entry_points(group="console_scripts", name=command[0]))).load()
+    # This package was imported before fairseq, which takes it for registered.
+    register()
+    run()
 
 
 if __name__ == "__main__":
