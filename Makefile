@@ -3,6 +3,8 @@
 PYTHON ?= python3
 EXAMPLE := examples/wmt_multilingual
 INSTALLED := .venv/installed
+# Programs that subnets are made for, which the tests run: not in the environment, where fairseq would import one.
+PEERS := .venv/peers
 # Finds the tools of the environment, and nothing of another one that may be active.
 IN_VENV := env -u PYTHONPATH -u PYTHONHOME PATH="$(CURDIR)/.venv/bin:$$PATH"
 
@@ -26,7 +28,10 @@ $(INSTALLED): setup.cfg pyproject.toml
 	    { echo "make: $(PYTHON) is not Python 3.11 or 3.12; name one, as in: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install "torch>=2.1,<2.14"
-	.venv/bin/python -m pip install -e ".[dev,plot,ctranslate2]"
+	.venv/bin/python -m pip install -e ".[dev,plot,ctranslate2,huggingface,argos]"
+	rm -rf $(PEERS)
+	.venv/bin/python -m pip install --target $(PEERS) "transformers>=5,<6"
+	.venv/bin/python -m pip install --target $(PEERS) --no-deps "argostranslate==1.11.*" sacremoses joblib
 	touch $@
 
 clean:

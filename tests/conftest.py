@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.helpers.corpus import Corpus, write_corpus
+from tests.helpers.numbers import write_numbers
+from tests.helpers.training import train_numbers
 
 # fairseq's commands would bind the root logger to whatever sys.stdout is when the first of them is imported.
 logging.getLogger().addHandler(logging.NullHandler())
@@ -23,3 +26,16 @@ settings.load_profile("taskmoe")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The made-up corpus, binarised."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Text in SentencePiece pieces; ``raw/pieces.model`` is their model."""
+    return write_numbers(tmp_path_factory.mktemp("numbers"), train=300, test=20)
+
+
+@pytest.fixture(scope="session")
+def learned_numbers(numbers: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that translates different sentences of this text differently."""
+    norms = ("--encoder-normalize-before", "--decoder-normalize-before")
+    return train_numbers(numbers, tmp_path_factory.mktemp("learned_numbers"), *norms)

@@ -29,8 +29,7 @@ def main() -> None:
     clock = time.process_time if setup["cpu_time"] else time.perf_counter
     print(json.dumps({"peak_bytes": peak_bytes()}), flush=True)
     for line in sys.stdin:
-        sentences = json.loads(line)["sentences"]
-        source = [setup["source_prefix"] + tokens for tokens in sentences]
+        source = json.loads(line)["sentences"]
         target_prefix = [setup["target_prefix"]] * len(source) if setup["target_prefix"] else None
         start = clock()
         results = translator.translate_batch(

@@ -68,7 +68,7 @@ class _Systems:
         common = {name: getattr(self.args, name) for name in ("beam", "length", "threads", "cpu_time")}
         if system.startswith("ctranslate2"):
             quantization = system.removeprefix("ctranslate2-")
-            path = self._extract(system, trim_vocabulary=True, quantization=quantization)
+            path = self._extract(system, trim_vocabulary=True, format="ctranslate2", quantization=quantization)
             setup = {"path": str(path), "compute_type": quantization, **language_tokens(self.source), **common}
             return path, Worker(CTRANSLATE2_WORKER, setup, self.args.threads)
         path, data = self._fairseq_model(system)

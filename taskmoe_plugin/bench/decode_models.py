@@ -116,10 +116,7 @@ def subnet(source: Source, directory: Path, **options: Any) -> Path:
 
 
 def language_tokens(source: Source) -> dict[str, list[str]]:
-    """The tokens that fairseq puts before the source and the target, and that CTranslate2 must be given."""
+    """The tokens that fairseq puts before the target, and that CTranslate2 must be given."""
     task = torch.load(source.checkpoint, map_location="cpu", weights_only=True, mmap=True)["cfg"]["task"]
-    langs = dict(zip(("src", "tgt"), source.pair.split("-")))
-    return {
-        "source_prefix": [f"__{langs[task.encoder_langtok]}__"] if task.encoder_langtok else [],
-        "target_prefix": [f"__{langs['tgt']}__"] if task.decoder_langtok else [],
-    }
+    target = source.pair.split("-")[1]
+    return {"target_prefix": [f"__{target}__"] if task.decoder_langtok else []}

@@ -1,4 +1,4 @@
-"""The ``fairseq-extract-subnet`` command."""
+"""``fairseq-extract-subnet``, and ``taskmoe extract``, which is the same."""
 
 from __future__ import annotations
 
@@ -7,71 +7,93 @@ import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
+from taskmoe_plugin.errors import TaskMoEError, one_line_errors, raise_all
+from taskmoe_plugin.subnet.formats import CTRANSLATE2, FORMATS, HALF, QUANTIZATIONS, WITH_PIECES
 
-from taskmoe_plugin.errors import TaskMoEError, one_line_errors
-from taskmoe_plugin.subnet.ctranslate2_format import QUANTIZATIONS
-from taskmoe_plugin.subnet.extract import Options, extract
-from taskmoe_plugin.subnet.report import table
+if TYPE_CHECKING:
+    from taskmoe_plugin.subnet.extract import Options
 
 PROGRAM = "fairseq-extract-subnet"
-HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DESCRIPTION = (
+    "Cut out of a trained taskmoe_transformer the model of one language pair. For each subnet a directory is written "
+    "with the model, its dictionaries and subnet.json."
+)
 
 
-def build_parser() -> ArgumentParser:
-    """The command line of ``fairseq-extract-subnet``."""
-    parser = ArgumentParser(
-        prog=PROGRAM,
-        description="Cut out of a trained taskmoe_transformer the model of one language pair. For each subnet a "
-        "directory is written with the model, its dictionaries and subnet.json.",
-    )
+def add_parser(commands: Any) -> None:
+    """Add ``extract`` to the subcommands of ``taskmoe``."""
+    help = "cut a small model of a language pair out of a trained one (the same as fairseq-extract-subnet)"
+    _add_arguments(commands.add_parser("extract", help=help, description=DESCRIPTION))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``fairseq-extract-subnet`` with the given arguments, by default those of the process."""
+    parser = ArgumentParser(prog=PROGRAM, description=DESCRIPTION)
+    _add_arguments(parser)
+    args = parser.parse_args(argv)
+    with one_line_errors(PROGRAM):
+        run(args)
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("data", metavar="DATA_BIN", help="the binarised data that the model was trained on")
     add("--path", required=True, type=Path, metavar="CKPT", help="the trained model, e.g. checkpoint_best.pt")
     add("--lang-pairs", required=True, metavar="PAIRS",
         help="a subnet for each of en-de,en-fr, or all; en-de+en-fr is one subnet for both")  # fmt: skip
     add("--output-dir", required=True, type=Path, metavar="DIR", help="write DIR/en-de and so on")
-    add("--format", choices=("fairseq", "ctranslate2"), default="fairseq", help="what to write (default: fairseq)")
+    add("--format", choices=FORMATS, default="fairseq", help="what to write (default: fairseq)")
+    add("--sentencepiece-model", type=Path, metavar="FILE",
+        help="the SentencePiece model of the training data, which the subnets take along")  # fmt: skip
     add("--quantization", choices=QUANTIZATIONS, help="how CTranslate2 weights are stored (default: float32)")
     add("--unpadded", action="store_true",
         help="each layer keeps its own width; the model needs --user-dir and --task taskmoe_translation")  # fmt: skip
     add("--trim-vocabulary", action="store_true", help="keep only the pieces that the pair's training data uses")
-    add("--half", choices=HALF, help="store the weights of a fairseq model in half precision")
+    add("--half", choices=HALF, help="store the weights of a fairseq or Hugging Face model in half precision")
     add("--verify", nargs="?", type=_sentences, const=100, metavar="N",
         help="compare with the full model on N sentences of the test set, or all (default: 100)")  # fmt: skip
     add("--gen-subset", default="test", metavar="SET", help="the set that --verify uses (default: test)")
+    add("--license", metavar="ID", help="the licence that the model card names, e.g. cc-by-4.0")
     add("--force", action="store_true", help="replace directories that exist")
-    return parser
+    parser.set_defaults(run=run)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``fairseq-extract-subnet`` with the given arguments, by default those of the process."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    _check(parser, args)
+def run(args: Namespace) -> None:
+    """Extract, and print the table."""
+    _check(args)
+    # Needs PyTorch and fairseq, which take a while to load.
+    from taskmoe_plugin.subnet.extract import extract
+    from taskmoe_plugin.subnet.report import table
+
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
-    with one_line_errors(PROGRAM):
-        try:
-            rows = extract(args.path, _groups(args.lang_pairs), _options(args))
-        except KeyboardInterrupt:
-            raise TaskMoEError(
-                f"--output-dir {args.output_dir}: interrupted; the subnet in the making was not kept, run again"
-            ) from None
+    try:
+        rows = extract(args.path, _groups(args.lang_pairs), _options(args))
+    except KeyboardInterrupt:
+        raise TaskMoEError(
+            f"--output-dir {args.output_dir}: interrupted; the subnet in the making was not kept, run again"
+        ) from None
     print(table(rows))
 
 
-def _check(parser: ArgumentParser, args: Namespace) -> None:
-    if args.format == "fairseq" and args.quantization:
-        parser.error("--quantization: is for --format ctranslate2; for fairseq there is --half")
-    if args.format == "ctranslate2" and args.half:
-        parser.error("--half: is for --format fairseq; use --quantization float16 or bfloat16")
-    if args.format == "ctranslate2" and args.unpadded:
-        parser.error("--unpadded: is for --format fairseq; CTranslate2 models have no padding")
+def _check(args: Namespace) -> None:
+    """Raise ``UsageError`` if flags contradict each other."""
+    problems = []
+    if args.quantization and args.format not in CTRANSLATE2:
+        problems.append(f"--quantization: is for --format ctranslate2; for {args.format} there is --half")
+    if args.half and args.format in CTRANSLATE2:
+        problems.append("--half: is for --format fairseq; use --quantization float16 or bfloat16")
+    if args.unpadded and args.format != "fairseq":
+        problems.append("--unpadded: is for --format fairseq; leave it out")
+    if args.format in WITH_PIECES and not args.sentencepiece_model:
+        problems.append(f"--format {args.format}: needs the pieces of the text; give --sentencepiece-model")
+    if args.format == "huggingface" and args.verify is not None:
+        problems.append("--verify: cannot run Hugging Face's models; verify the same subnet as --format fairseq")
     if not all(pair for group in _groups(args.lang_pairs) or [] for pair in group):
-        parser.error(f"--lang-pairs {args.lang_pairs}: give pairs such as en-de,en-fr, or all")
+        problems.append(f"--lang-pairs {args.lang_pairs}: give pairs such as en-de,en-fr, or all")
+    raise_all(problems)
 
 
 def _sentences(text: str) -> int:
@@ -82,15 +104,22 @@ def _sentences(text: str) -> int:
 
 
 def _options(args: Namespace) -> Options:
+    import torch
+
+    from taskmoe_plugin.subnet.extract import Options
+
     return Options(
         data=tuple(map(Path, args.data.split(":"))),
         output_dir=args.output_dir,
+        format=args.format,
         padded=not args.unpadded,
-        quantization=(args.quantization or "float32") if args.format == "ctranslate2" else None,
+        quantization=args.quantization or "float32",
+        sentencepiece_model=args.sentencepiece_model,
         trim_vocabulary=args.trim_vocabulary,
-        dtype=HALF.get(args.half),
+        dtype=getattr(torch, HALF[args.half]) if args.half else None,
         verify=args.verify,
         subset=args.gen_subset,
+        license=args.license,
         force=args.force,
     )
 

@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
     from ctranslate2.specs.model_spec import Variable
 
-QUANTIZATIONS = (
-    "float32",
-    "int8",
-    "int8_float32",
-    "int8_float16",
-    "int8_bfloat16",
-    "int16",
-    "float16",
-    "bfloat16",
-)
 # fairseq's names of activation functions, and those of CTranslate2's Activation.
 ACTIVATIONS = {
     "relu": "RELU",
@@ -42,8 +32,13 @@ ACTIVATIONS = {
 }
 
 
-def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
+def check_supported(plan: Plan, args: Namespace, task: Namespace, format: str) -> None:
     """Refuse what CTranslate2 cannot compute.
+
+    Args:
+        plan: what becomes of the model.
+        args, task: the full model's arguments and its task's.
+        format: the format asked for, of which CTranslate2's is a part.
 
     Raises:
         TaskMoEError: the model has something that CTranslate2 lacks, or the package is not installed.
@@ -51,7 +46,7 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
     try:
         import ctranslate2  # noqa: F401
     except ImportError:
-        raise TaskMoEError("--format ctranslate2: needs a package that is not here; pip install ctranslate2") from None
+        raise TaskMoEError(f"--format {format}: needs a package that is not here; pip install ctranslate2") from None
     reasons = {
         "MoE layers, which this subnet keeps": not plan.dense,
         f"--activation-fn {args.activation_fn}": args.activation_fn not in ACTIVATIONS,
@@ -65,7 +60,7 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
     }
     for reason, found in reasons.items():
         if found:
-            raise TaskMoEError(f"--format ctranslate2: CTranslate2 does not support {reason}; use --format fairseq")
+            raise TaskMoEError(f"--format {format}: CTranslate2 does not support {reason}; use --format fairseq")
 
 
 def write_model(
@@ -74,6 +69,7 @@ def write_model(
     making: Mapping[str, Recipe],
     read: Read,
     vocabularies: Vocabularies,
+    source_prefix: Sequence[str],
     quantization: str,
 ) -> None:
     """Write the files of a CTranslate2 model: ``model.bin``, ``config.json``, vocabularies.
@@ -86,6 +82,7 @@ def write_model(
         making: the tensors of a subnet without MoE layers, by name; each layer has its own width.
         read: reads the full model's tensors.
         vocabularies: the dictionaries.
+        source_prefix: what sources begin with, at most one language token, which CTranslate2 will add.
         quantization: one of ``QUANTIZATIONS``.
     """
     spec = _Builder(args, making, read).build()
@@ -97,6 +94,9 @@ def write_model(
     # fairseq's decoders begin with </s>, and its sources end with it.
     spec.config.decoder_start_token = spec.config.eos_token
     spec.config.add_source_eos = True
+    for token in source_prefix:
+        spec.config.bos_token = token
+        spec.config.add_source_bos = True
     spec.validate()
     spec.optimize(quantization=quantization)
     spec.save(str(directory))

@@ -134,11 +134,12 @@ class CTranslate2Decoder:
         import ctranslate2
 
         self.translator = ctranslate2.Translator(str(directory), device="cpu", intra_threads=torch.get_num_threads())
-        self.source_prefix, self.target_prefix = prefixes(task_args, pair)
+        # The model adds the source's own.
+        _, self.target_prefix = prefixes(task_args, pair)
 
     def translate(self, sources: Sequence[list[str]], beam: int) -> list[list[str]]:
         results = self.translator.translate_batch(
-            [self.source_prefix + source for source in sources],
+            sources,
             target_prefix=[self.target_prefix] * len(sources),
             beam_size=beam,
             max_batch_size=BATCH,
@@ -149,7 +150,7 @@ class CTranslate2Decoder:
 
     def score(self, sources: Sequence[list[str]], targets: Sequence[list[str]]) -> list[list[float]]:
         results = self.translator.score_batch(
-            [self.source_prefix + source for source in sources],
+            sources,
             [self.target_prefix + target for target in targets],
             max_batch_size=BATCH,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from taskmoe_plugin.subnet import ctranslate2_format, fairseq_format, pages
+from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.subnet import (
+    argos_format,
+    ctranslate2_format,
+    fairseq_format,
+    huggingface_format,
+    huggingface_tokenizer,
+    model_card,
+    pages,
+    sentencepiece_model,
+)
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
+from taskmoe_plugin.subnet.formats import CTRANSLATE2
 from taskmoe_plugin.subnet.langtokens import prefixes
 from taskmoe_plugin.subnet.output import check_free, new_directory
 from taskmoe_plugin.subnet.plan import Plan, make_plan
 from taskmoe_plugin.subnet.report import Row, Size, count_parameters, describe_gates, versions, write_json
+from taskmoe_plugin.subnet.sentencepiece_model import PieceModel
 from taskmoe_plugin.subnet.verify import Verifier
 from taskmoe_plugin.subnet.vocabulary import DictionaryReader, Vocabularies, used_symbols
 from taskmoe_plugin.subnet.weights import (
@@ -32,6 +45,9 @@ from taskmoe_plugin.subnet.weights import (
     recipes,
 )
 
+# A SentencePiece model that has fewer of a dictionary's pieces is another one's.
+FEWEST_KNOWN = 0.5
+
 
 @dataclass(frozen=True)
 class Options:
@@ -40,29 +56,40 @@ class Options:
     Attributes:
         data: the directories of the binarised data that the model was trained on.
         output_dir: each subnet gets a directory of its own in it.
-        padded: whether layers are padded to one width, so that stock fairseq can load them.
-        quantization: for CTranslate2, how weights are stored; None: write a fairseq model.
+        format: what to write, one of ``FORMATS``.
+        padded: for fairseq, whether layers are padded to one width, so that its own model can load them.
+        quantization: for CTranslate2, how weights are stored.
+        sentencepiece_model: the SentencePiece model of the data, which subnets take along; None: they do without.
         trim_vocabulary: whether to keep only the pieces that the training data uses.
-        dtype: what a fairseq model's weights are stored as; None: as in the checkpoint.
+        dtype: for fairseq and Hugging Face, what weights are stored as; None: as in the checkpoint.
         verify: how many sentences to verify each subnet with; 0: all; None: do not.
         subset: the set that these sentences are from.
+        license: the licence that model cards name.
         force: whether directories may be replaced.
     """
 
     data: tuple[Path, ...]
     output_dir: Path
+    format: str = "fairseq"
     padded: bool = True
-    quantization: str | None = None
+    quantization: str = "float32"
+    sentencepiece_model: Path | None = None
     trim_vocabulary: bool = False
     dtype: torch.dtype | None = None
     verify: int | None = None
     subset: str = "test"
+    license: str | None = None
     force: bool = False
 
     @property
     def rounded(self) -> bool:
         """Whether weights lose precision."""
-        return self.dtype is not None or self.quantization not in (None, "float32")
+        return self.dtype is not None or self.quantization != "float32"
+
+    @property
+    def in_ctranslate2(self) -> bool:
+        """Whether it is CTranslate2 that runs what is written."""
+        return self.format in CTRANSLATE2
 
 
 @dataclass(frozen=True)
@@ -91,23 +118,48 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
     """
     pages.return_freed_memory()
     checkpoint = Checkpoint.open(path)
+    pieces = PieceModel.read(options.sentencepiece_model) if options.sentencepiece_model else None
     reader = DictionaryReader(checkpoint, options.data)
-    jobs = [_job(checkpoint, reader, pairs, options) for pairs in groups or [[pair] for pair in checkpoint.pairs]]
+    jobs = [
+        _job(checkpoint, reader, pairs, pieces, options) for pairs in groups or [[pair] for pair in checkpoint.pairs]
+    ]
     with _bar(total=path.stat().st_size, desc=f"SHA-256 of {path.name}", unit="B", unit_scale=True) as bar:
         digest = sha256(path, bar.update)
-    source = {"path": str(path), "sha256": digest, "bytes": path.stat().st_size}
+    source = {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
     verifier = Verifier(checkpoint, options.data, options.subset)
-    return [_Extraction(checkpoint, job, options, source, verifier).run() for job in jobs]
+    return [_Extraction(checkpoint, job, pieces, options, source, verifier).run() for job in jobs]
 
 
-def _job(checkpoint: Checkpoint, reader: DictionaryReader, pairs: Sequence[str], options: Options) -> _Job:
+def _job(
+    checkpoint: Checkpoint, reader: DictionaryReader, pairs: Sequence[str], pieces: PieceModel | None, options: Options
+) -> _Job:
     name = "+".join(pairs)
     directory = options.output_dir / name
     check_free(directory, options.force)
     plan = make_plan(checkpoint, pairs)
-    if options.quantization:
-        ctranslate2_format.check_supported(plan, checkpoint.args, checkpoint.cfg["task"])
-    return _Job(name, plan, reader.read(pairs), directory)
+    args, task = checkpoint.args, checkpoint.cfg["task"]
+    if options.in_ctranslate2:
+        ctranslate2_format.check_supported(plan, args, task, options.format)
+    if options.format == "argos":
+        argos_format.check_supported()
+    if options.format == "huggingface":
+        huggingface_format.check_supported(plan, args, task)
+    vocabularies = reader.read(pairs)
+    if pieces:
+        _check_pieces(pieces, vocabularies, options)
+    return _Job(name, plan, vocabularies, directory)
+
+
+def _check_pieces(pieces: PieceModel, vocabularies: Vocabularies, options: Options) -> None:
+    for vocabulary in (vocabularies.source, vocabularies.target):
+        known = pieces.share_known(vocabulary.pieces())
+        if known < FEWEST_KNOWN:
+            raise TaskMoEError(
+                f"--sentencepiece-model {options.sentencepiece_model}: has {known:.0%} of the pieces in the "
+                f"dictionaries of {options.data[0]}; give the model that this data was cut into pieces with"
+            )
+    if options.format == "huggingface":
+        huggingface_tokenizer.check_supported(pieces)
 
 
 @dataclass(frozen=True)
@@ -116,6 +168,7 @@ class _Extraction:
 
     checkpoint: Checkpoint
     job: _Job
+    pieces: PieceModel | None
     options: Options
     source: dict[str, Any]
     verifier: Verifier
@@ -124,20 +177,47 @@ class _Extraction:
         start = time.monotonic()
         with new_directory(self.job.directory, self.options.force) as directory:
             vocabularies, rows = self._vocabulary()
+            pieces = self._pieces(vocabularies)
             dims = {name: ffn_dims(self.checkpoint.tensors, stack) for name, stack in self.job.plan.stacks.items()}
-            stock = self.job.plan.dense and self.options.padded and not self.options.quantization
+            stock = self.job.plan.dense and self.options.padded and not self.options.in_ctranslate2
             widths = {name: max(own) for name, own in dims.items()} if stock else {}
             making = recipes(self.checkpoint.tensors, self.job.plan, rows, widths, self.options.dtype)
+            # What goes into a package is not left beside it.
+            model = directory / "model" if self.options.format == "argos" else directory
+            model.mkdir(exist_ok=True)
             with self._reader(rows) as read:
-                details = self._write(directory, making, read, vocabularies, dims, widths)
-            vocabularies.write(directory, restriction=self.options.trim_vocabulary)
-            full = Size.of_model(self.checkpoint.tensors)
-            subnet = Size(count_parameters(making), (directory / details["file"]).stat().st_size)
-            content = self._content(details, full, subnet, vocabularies)
+                details = self._write(model, making, read, vocabularies, pieces, dims, widths)
+            full, parameters = Size.of_model(self.checkpoint.tensors), count_parameters(making)
             seconds = time.monotonic() - start
-            verified = self._verify(directory, vocabularies)
-            write_json(directory / "subnet.json", {**content, **({"verified": verified} if verified else {})})
+            verified = self._verify(model, vocabularies)
+            content = self._content(details, full, parameters, vocabularies, pieces)
+            content |= {"verified": verified} if verified else {}
+            card = model_card.model_card(content, self.options.license)
+            if self.options.format == "argos":
+                content["file"] = self._pack(directory, model, pieces, card)
+            subnet = Size(parameters, (directory / content["file"]).stat().st_size)
+            content["subnet"]["bytes"] = subnet.bytes
+            write_json(directory / "subnet.json", content)
+            (directory / model_card.NAME).write_text(card, encoding="utf-8")
         return Row(self.job.name, self.job.plan.form, full, subnet, seconds, verified)
+
+    @property
+    def _prefixes(self) -> dict[str, tuple[list[str], list[str]]]:
+        """The language tokens that source and target of each pair begin with."""
+        return {pair: prefixes(self.checkpoint.cfg["task"], pair) for pair in self.job.plan.pairs}
+
+    def _pieces(self, vocabularies: Vocabularies) -> PieceModel | None:
+        if self.pieces is None or not self.options.trim_vocabulary:
+            return self.pieces
+        return self.pieces.restricted(vocabularies.source.pieces())
+
+    def _pack(self, directory: Path, model: Path, pieces: PieceModel | None, card: str) -> str:
+        """Make a package of a model, which goes; returns the package's name."""
+        assert pieces is not None
+        [(pair, (_, target))] = self._prefixes.items()
+        package = argos_format.pack(directory, pair, model, pieces, target, card)
+        shutil.rmtree(model)
+        return package.name
 
     def _vocabulary(self) -> tuple[Vocabularies, dict[str, Tensor]]:
         vocabularies = self.job.vocabularies
@@ -164,39 +244,62 @@ class _Extraction:
         making: dict[str, Recipe],
         read: Read,
         vocabularies: Vocabularies,
+        pieces: PieceModel | None,
         dims: dict[str, list[int]],
         widths: dict[str, int],
     ) -> dict[str, Any]:
         """Write the model; returns what ``subnet.json`` says of its format."""
-        checkpoint, plan, quantization = self.checkpoint, self.job.plan, self.options.quantization
-        if quantization:
-            ctranslate2_format.write_model(directory, checkpoint.args, making, read, vocabularies, quantization)
-            return {"format": "ctranslate2", "file": "model.bin", "quantization": quantization, "ffn_dims": dims}
+        checkpoint, plan, format = self.checkpoint, self.job.plan, self.options.format
+        first = self._prefixes[plan.pairs[0]]
+        if format in ("fairseq", "ctranslate2"):
+            vocabularies.write(directory, restriction=self.options.trim_vocabulary)
+        if pieces and format != "argos":
+            (directory / sentencepiece_model.NAME).write_bytes(pieces.serialized())
+        if self.options.in_ctranslate2:
+            quantization = self.options.quantization
+            ctranslate2_format.write_model(
+                directory, checkpoint.args, making, read, vocabularies, first[0], quantization
+            )
+            return {"format": format, "file": "model.bin", "quantization": quantization, "ffn_dims": dims}
         if widths:
             args = fairseq_format.stock_args(checkpoint.args, widths)
         else:
             args = fairseq_format.plugin_args(checkpoint.args, plan, dims)
-        fairseq_format.write_model(directory / "model.pt", checkpoint, plan, args, read_weights(making, read))
-        padding = {"padded_to": widths} if widths else {}
-        return {"format": "fairseq", "file": "model.pt", "arch": args.arch, "ffn_dims": dims, **padding}
+        weights, padding = read_weights(making, read), {"padded_to": widths} if widths else {}
+        if format == "huggingface":
+            assert pieces is not None
+            huggingface_format.write_model(directory, args, weights, vocabularies.source, pieces, first)
+            return {"format": format, "file": huggingface_format.FILE, "ffn_dims": dims, **padding}
+        fairseq_format.write_model(directory / "model.pt", checkpoint, plan, args, weights)
+        return {"format": format, "file": "model.pt", "arch": args.arch, "ffn_dims": dims, **padding}
 
-    def _content(self, details: dict[str, Any], full: Size, subnet: Size, kept: Vocabularies) -> dict[str, Any]:
-        plan, before = self.job.plan, self.job.vocabularies
-        task = self.checkpoint.cfg["task"]
+    def _content(
+        self, details: dict[str, Any], full: Size, parameters: int, kept: Vocabularies, pieces: PieceModel | None
+    ) -> dict[str, Any]:
+        plan, before, args = self.job.plan, self.job.vocabularies, self.checkpoint.args
         return {
             "pairs": list(plan.pairs),
             "form": plan.form,
             **details,
             "source": self.source,
             "full_model": {"parameters": full.parameters, "bytes": full.bytes},
-            "subnet": {"parameters": subnet.parameters, "bytes": subnet.bytes},
+            "subnet": {"parameters": parameters},
             "stacks": {name: stack.fate.value for name, stack in plan.stacks.items()},
             "gates": describe_gates(plan),
             "vocabulary": {
                 "source": {"symbols": len(kept.source.symbols), "of": len(before.source.symbols)},
                 "target": {"symbols": len(kept.target.symbols), "of": len(before.target.symbols)},
             },
-            "prefixes": {pair: dict(zip(("source", "target"), prefixes(task, pair))) for pair in plan.pairs},
+            "sentencepiece_model": sentencepiece_model.NAME if pieces and self.options.format != "argos" else None,
+            "max_positions": {"source": args.max_source_positions, "target": args.max_target_positions},
+            # What is left to whoever uses the model: CTranslate2 puts in the source's token, others both.
+            "prefixes": {
+                pair: {
+                    "source": source if self.options.format == "fairseq" else [],
+                    "target": target if self.options.format in ("fairseq", "ctranslate2") else [],
+                }
+                for pair, (source, target) in self._prefixes.items()
+            },
             "versions": versions("taskmoe_plugin", "torch", "ve-fairseq", "fairseq", "ctranslate2"),
         }
 

@@ -19,8 +19,10 @@ from taskmoe_plugin.subnet.plan import Fate, Plan, args_for
 from taskmoe_plugin.tasks.validation_bleu import add_bleu_args
 
 STOCK_MODEL = "transformer"
-STOCK_TASK = "translation_multi_simple_epoch"
+# Its Python interface works, unlike that of translation_multi_simple_epoch, for which there is all it needs, too.
+STOCK_TASK = "translation"
 STOCK_CRITERION = "label_smoothed_cross_entropy"
+CRITERION_FLAGS = ("moe_", "distill_")
 
 
 def stock_args(args: Namespace, widths: Mapping[str, int]) -> Namespace:
@@ -75,11 +77,9 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
     history = deepcopy(checkpoint.optimizer_history)
     if args.arch == STOCK_MODEL:
         _forget_plugin(cfg, history)
-    task = cfg["task"]
-    task.source_lang, task.target_lang = split_pair(plan.pairs[0])
-    task.lang_pairs, task.langs, task.lang_dict = list(plan.pairs), checkpoint.langs, None
-    # The dictionaries are beside the model.
-    task.fixed_dictionary = task.source_dict = task.target_dict = None
+    # A model's arguments are those of its task, too, and some tools look there.
+    for part in (cfg["model"], cfg["task"]):
+        _set_languages(part, plan, checkpoint.langs)
     state = {
         "args": None,
         "cfg": cfg,
@@ -98,9 +98,17 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
         raise
 
 
+def _set_languages(args: Namespace, plan: Plan, langs: list[str]) -> None:
+    """Have arguments name the pairs of the subnet, and its own directory in place of the training's files."""
+    args.source_lang, args.target_lang = split_pair(plan.pairs[0])
+    args.lang_pairs, args.langs, args.data = list(plan.pairs), list(langs), "."
+    args.lang_dict = args.fixed_dictionary = args.source_dict = args.target_dict = None
+    args.encoder_embed_path = args.decoder_embed_path = None
+
+
 def _forget_plugin(cfg: dict[str, Any], history: list[dict[str, Any]]) -> None:
     cfg["task"] = _without_plugin_flags(cfg["task"], STOCK_TASK)
-    criterion = {name: value for name, value in cfg["criterion"].items() if not name.startswith("moe_")}
+    criterion = {name: value for name, value in cfg["criterion"].items() if not name.startswith(CRITERION_FLAGS)}
     cfg["criterion"] = {**criterion, "_name": STOCK_CRITERION}
     for entry in history:
         entry["criterion_name"] = "LabelSmoothedCrossEntropyCriterion"
@@ -110,7 +118,8 @@ def _without_plugin_flags(args: Namespace, name: str) -> Namespace:
     parser = ArgumentParser(add_help=False)
     add_moe_args(parser)
     add_bleu_args(parser)
-    flags = {*vars(parser.parse_args([])), "moe_gate_loss_wt", "moe_task_gate_loss_wt", "moe_z_loss_wt"}
-    kept = {name: value for name, value in vars(args).items() if name not in flags and not name.startswith("taskmoe_")}
+    flags = set(vars(parser.parse_args([])))
+    prefixes = (*CRITERION_FLAGS, "taskmoe_")
+    kept = {name: value for name, value in vars(args).items() if name not in flags and not name.startswith(prefixes)}
     stock = {"task": STOCK_TASK, "criterion": STOCK_CRITERION, "arch": STOCK_MODEL, "user_dir": None, "base_layers": 0}
     return Namespace(**{**kept, **stock, "_name": name})

@@ -49,6 +49,10 @@ class Vocabulary:
         """The symbols of the file's lines: no special symbols, no language tokens that fairseq appended."""
         return self.symbols[self._first : self._end]
 
+    def complete_text(self) -> str:
+        """The dictionary file with the language tokens in it, so that fairseq need not be told of all languages."""
+        return self.text + "".join(f"{symbol} 1\n" for symbol in self.symbols[self._end :])
+
     def kept_rows(self, used: Tensor) -> Tensor:
         """Rows, ascending, that a subnet needs of embeddings and output projection.
 
@@ -117,7 +121,7 @@ class Vocabularies:
         """
         for vocabulary, langs in zip((self.source, self.target), self.langs):
             for lang in langs:
-                (directory / f"dict.{lang}.txt").write_text(vocabulary.text, encoding="utf-8")
+                (directory / f"dict.{lang}.txt").write_text(vocabulary.complete_text(), encoding="utf-8")
                 if restriction:
                     text = "".join(f"{piece}\n" for piece in vocabulary.pieces())
                     (directory / f"vocabulary.{lang}.txt").write_text(text, encoding="utf-8")

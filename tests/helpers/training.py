@@ -38,6 +38,17 @@ def train(corpus: Corpus, save_dir: Path, *flags: Any) -> Output:
     return run("train", *train_flags(corpus, save_dir, *flags))
 
 
+def train_numbers(numbers: Corpus, save_dir: Path, *flags: Any) -> Path:
+    """Train until different sentences of ``write_numbers`` are translated differently; returns the checkpoint."""
+    sizes = [f"--{stack}-{size}" for stack in ("encoder", "decoder") for size in ("embed-dim=32", "ffn-embed-dim=64")]
+    train(
+        numbers, save_dir, *sizes, "--langs", "en,de,fr", "--lang-pairs", "en-de,de-en,en-fr,fr-en",
+        "--max-update", 300, "--max-tokens", 1500, "--lr", 0.005, "--lr-scheduler", "inverse_sqrt",
+        "--warmup-updates", 50, "--dropout", 0, "--no-epoch-checkpoints", "--disable-validation", *flags,
+    )  # fmt: skip
+    return save_dir / "checkpoint_last.pt"
+
+
 def generate_flags(corpus: Corpus, path: Any, pair: str, *flags: Any) -> list[str]:
     """The arguments of a translation of a pair with the checkpoint at ``path``."""
     source, target = pair.split("-")

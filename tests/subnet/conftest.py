@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.corpus import Corpus
-from tests.helpers.training import WIDER, train
+from tests.helpers.training import WIDER, train, train_numbers
 from tests.subnet.helpers import DEFAULT, write_model
 
 
@@ -39,3 +41,23 @@ def partial(corpus: Corpus, trained: Path, tmp_path_factory: pytest.TempPathFact
     """A model whose encoder routes by token."""
     path = tmp_path_factory.mktemp("partial") / "checkpoint.pt"
     return write_model(corpus, trained / "checkpoint_last.pt", path, "--encoder-moe-routing", "token")
+
+
+@pytest.fixture(scope="session")
+def of_numbers(numbers: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes checkpoints of models with random, large weights for this text, by their flags."""
+    directory = tmp_path_factory.mktemp("of_numbers")
+    pairs = ("--langs", "en,de,fr", "--lang-pairs", "en-de,de-en,en-fr,fr-en")
+    train(numbers, directory, *pairs, "--max-update", 1, "--no-epoch-checkpoints", "--disable-validation")
+
+    def make(*flags: Any) -> Path:
+        path = directory / f"{len(list(directory.iterdir()))}.pt"
+        return write_model(numbers, directory / "checkpoint_last.pt", path, *pairs, *flags)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def learned_post_norm(numbers: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``learned_numbers`` with the norms after the layers."""
+    return train_numbers(numbers, tmp_path_factory.mktemp("post_norm"))

@@ -73,7 +73,8 @@ def main() -> None:
     if not checkpoint.exists():
         write_checkpoint(args, data, checkpoint)
     base = _kilobytes(_python(IMPORT_TORCH), "VmHWM")
-    options = json.dumps({"force": True, "quantization": args.quantization})
+    written = {"format": "ctranslate2", "quantization": args.quantization} if args.quantization else {}
+    options = json.dumps({"force": True, **written})
     found = json.loads(_python(EXTRACT, checkpoint, data, args.directory / "out", options))
     kept = kept_bytes(checkpoint)
     peak = (_kilobytes(found["status"], "VmHWM") - base) * 1024

@@ -16,7 +16,7 @@ from taskmoe_plugin.subnet import extract as extraction
 from taskmoe_plugin.subnet import weights
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, FairseqDecoder, build_model, build_task
 from tests.helpers.corpus import Corpus
-from tests.subnet.helpers import TOLERANCE, UNSHARED, extract, load, write_model
+from tests.subnet.helpers import TOLERANCE, UNSHARED, extract, load, rewrite, write_model
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 PRE = ("--encoder-normalize-before", "--decoder-normalize-before")
@@ -134,7 +134,7 @@ def test_the_client_of_the_documentation_translates(corpus: Corpus, learned: Pat
     directory = extract(corpus, learned, tmp_path, "en-de", "--format", "ctranslate2", "--quantization", "int8")
     prefixes = json.loads((directory / "subnet.json").read_text())["prefixes"]["en-de"]
     translator = ctranslate2.Translator(str(directory))
-    sources = [prefixes["source"] + source for source in sentences(corpus)[0]]
+    sources = sentences(corpus)[0]
     results = translator.translate_batch(sources, target_prefix=[prefixes["target"]] * len(sources))
     translations = [result.hypotheses[0] for result in results]
     assert all(each[0] == "__de__" for each in translations)
@@ -209,3 +209,37 @@ def test_the_model_is_never_in_memory_as_a_whole(
     largest = load(full)["model"]["encoder.embed_tokens.weight"].nbytes
     assert total > 0.9 * 4 * json.loads((directory / "subnet.json").read_text())["subnet"]["parameters"]
     assert most <= 2 * largest < total / 3
+
+
+@pytest.mark.parametrize("trim", [(), ("--trim-vocabulary",)], ids=["whole", "trimmed"])
+def test_the_model_puts_the_source_s_language_token_in_itself(
+    corpus: Corpus, learned: Path, tmp_path: Path, trim: tuple[str, ...]
+) -> None:
+    directory = extract(corpus, learned, tmp_path, "en-de", "--format", "ctranslate2", *trim)
+    config = json.loads((directory / "config.json").read_text())
+    assert (config["add_source_bos"], config["bos_token"]) == (True, "__de__")
+    prefixes = json.loads((directory / "subnet.json").read_text())["prefixes"]["en-de"]
+    assert prefixes == {"source": [], "target": ["__de__"]}
+    # A caller who still adds it has it twice, which the model was not trained on.
+    translator = ctranslate2.Translator(str(directory))
+    sources, targets = sentences(corpus)
+    full = [["__de__", *target] for target in targets]
+    once = translator.score_batch(sources, full)
+    twice = translator.score_batch([["__de__", *source] for source in sources], full)
+    assert max(gaps([each.log_probs for each in once], [each.log_probs for each in twice])) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("encoder", "expected"), [(None, (False, "<s>")), ("src", (True, "__en__")), ("tgt", (True, "__de__"))]
+)
+def test_the_token_that_is_put_in_is_the_one_of_the_training(
+    corpus: Corpus, full: Path, tmp_path: Path, encoder: str | None, expected: tuple[bool, str]
+) -> None:
+    def change(state: Any) -> None:
+        state["cfg"]["task"].encoder_langtok = encoder
+        state["cfg"]["task"].langtoks = None
+
+    path = rewrite(full, tmp_path / "changed.pt", change)
+    directory = extract(corpus, path, tmp_path, "en-de", "--format", "ctranslate2")
+    config = json.loads((directory / "config.json").read_text())
+    assert (config["add_source_bos"], config["bos_token"]) == expected

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
-from tests.helpers.corpus import PAIRS, Corpus
+from tests.helpers.corpus import LANGS, PAIRS, Corpus
 from tests.helpers.training import generate
 from tests.subnet.helpers import (
     DEFAULT,
@@ -197,7 +197,7 @@ def test_subnet_json_says_where_the_subnet_is_from_and_what_it_is(corpus: Corpus
     subnet = extract(corpus, full, tmp_path, "en-de")
     content = json.loads((subnet / "subnet.json").read_text())
     digest = hashlib.sha256(full.read_bytes()).hexdigest()
-    assert content["source"] == {"path": str(full), "sha256": digest, "bytes": full.stat().st_size}
+    assert content["source"] == {"file": full.name, "sha256": digest, "bytes": full.stat().st_size}
     assert content["pairs"] == ["en-de"]
     assert content["form"] == "folded"
     assert content["format"] == "fairseq"
@@ -309,5 +309,6 @@ def test_subnets_of_a_fixed_dictionary_bring_it_along(
     main(
         [str(tmp_path / "empty"), "--path", str(fixed), "--lang-pairs", "en-de", "--output-dir", str(tmp_path / "out")]
     )
-    assert (directory / "dict.en.txt").read_text() == (corpus.bin / "dict.en.txt").read_text()
+    tokens = "".join(f"__{lang}__ 1\n" for lang in LANGS)
+    assert (directory / "dict.en.txt").read_text() == (corpus.bin / "dict.en.txt").read_text() + tokens
     assert load(directory / "model.pt")["cfg"]["task"].fixed_dictionary is None

@@ -257,6 +257,7 @@ def test_a_directory_with_something_in_it_is_left_alone(
     assert (directory / "model.pt").read_text() == "precious"
     extract(corpus, full, tmp_path, "en-de", "--force")
     assert sorted(path.name for path in directory.iterdir()) == [
+        "README.md",
         "dict.de.txt",
         "dict.en.txt",
         "model.pt",
