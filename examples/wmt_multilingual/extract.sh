@@ -17,4 +17,5 @@ extract() {
     mv "$out.partial" "$out"
 }
 extract "$WORK_DIR/subnets" --verify 20
-extract "$WORK_DIR/ctranslate2" --format ctranslate2 --quantization int8
+extract "$WORK_DIR/ctranslate2" --format ctranslate2 --quantization int8 \
+    --sentencepiece-model "$WORK_DIR/vocabulary/spm.model"
