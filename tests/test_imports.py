@@ -43,6 +43,16 @@ def test_a_part_imports_only_the_parts_below_it(part: str) -> None:
         assert parts <= MAY_IMPORT[part], path
 
 
+def test_translating_needs_ctranslate2_and_sentencepiece_alone() -> None:
+    allowed = {*sys.stdlib_module_names, "ctranslate2", "sentencepiece", "tqdm"}
+    waiting = [*(PACKAGE / "translate").rglob("*.py"), PACKAGE / "cli" / "translate.py", PACKAGE / "__init__.py"]
+    for path in waiting:
+        names = imported(path)
+        ours = {name for name in names if name.startswith("taskmoe_plugin.")}
+        assert {name.split(".")[0] for name in names - ours} <= allowed, path
+        assert {name.split(".")[1] for name in ours} <= {"translate", "errors", "registration"}, path
+
+
 def test_no_module_imports_another_ones_private_names() -> None:
     for path in PACKAGE.rglob("*.py"):
         private = [name for name in imported(path) if name.startswith("taskmoe_plugin.") and "._" in name]

@@ -151,7 +151,6 @@ def _config(args: Namespace, symbols: int, pre_norm: bool, dtype: str) -> dict[s
         "architectures": [name],
         "model_type": kind,
         "dtype": dtype,
-        "torch_dtype": dtype,
         "vocab_size": symbols,
         **({} if pre_norm else {"decoder_vocab_size": symbols, "share_encoder_decoder_embeddings": True}),
         "d_model": args.encoder_embed_dim,

@@ -312,3 +312,27 @@ def test_subnets_of_a_fixed_dictionary_bring_it_along(
     tokens = "".join(f"__{lang}__ 1\n" for lang in LANGS)
     assert (directory / "dict.en.txt").read_text() == (corpus.bin / "dict.en.txt").read_text() + tokens
     assert load(directory / "model.pt")["cfg"]["task"].fixed_dictionary is None
+
+
+def test_taskmoe_extract_is_the_same_command(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from taskmoe_plugin.cli.main import main
+
+    expected = extract(corpus, full, tmp_path / "one", "en-de")
+    argv = [corpus.bin, "--path", full, "--lang-pairs", "en-de", "--output-dir", tmp_path / "other"]
+    main(["extract", *map(str, argv)])
+    found = tmp_path / "other" / "en-de"
+    for path in expected.iterdir():
+        if path.name != "model.pt":
+            assert (found / path.name).read_bytes() == path.read_bytes()
+    one, other = (load(path / "model.pt")["model"] for path in (expected, found))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["extract", *map(str, argv), "--quantization", "int8", "--half", "fp16"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "taskmoe: error: --quantization: is for --format ctranslate2; for fairseq there is --half\n"
+    )
