@@ -2,7 +2,7 @@
 
 In a program that has imported fairseq, importing the package registers its task, models and criterions; ``--user-dir``
 does so. In one that has not, it imports nothing: our own commands start at once, and translate without fairseq. There,
-importing ``tasks``, ``models`` or ``criterions`` registers all three, and so does ``register()``.
+importing any part that needs fairseq (all but ``cli``, ``translate``, ``moe``) registers everything.
 """
 
 import sys

@@ -11,7 +11,7 @@ PARTS = ("criterions", "models", "tasks")
 def register() -> None:
     """Register task, models, architectures and criterions with fairseq, and let its checkpoints load safely.
 
-    Each part registers itself when it is imported, and then calls this for the others.
+    Parts that need fairseq call this when they are imported, so that it does not matter which a program imports.
     """
     import torch
 

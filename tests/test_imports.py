@@ -14,11 +14,11 @@ import taskmoe_plugin
 PACKAGE = Path(taskmoe_plugin.__file__).parent
 MAY_IMPORT = {
     "moe": {"moe"},
-    "parallel": {"moe", "parallel", "errors"},
+    "parallel": {"moe", "parallel", "errors", "registration"},
     "models": {"moe", "parallel", "models", "errors", "registration"},
     "criterions": {"moe", "parallel", "models", "criterions", "errors", "registration"},
     "tasks": {"moe", "parallel", "models", "tasks", "errors", "registration"},
-    "report": {"moe", "models", "subnet", "report", "errors"},
+    "report": {"moe", "models", "subnet", "report", "errors", "registration"},
     "translate": {"translate", "errors"},
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from taskmoe_plugin.errors import TaskMoEError, one_line_errors, raise_all
-from taskmoe_plugin.subnet.formats import CTRANSLATE2, FORMATS, HALF, QUANTIZATIONS, WITH_PIECES
+from taskmoe_plugin.formats import CTRANSLATE2, FORMATS, HALF, QUANTIZATIONS, WITH_PIECES
 
 if TYPE_CHECKING:
     from taskmoe_plugin.subnet.extract import Options

@@ -7,9 +7,12 @@ fold        the experts of a task merged into one feed-forward network
 weights     the tensors of the subnet
 vocabulary  dictionaries, and the pieces that a pair needs of them
 sentencepiece_model  what text is cut into pieces with
-formats     the names of the formats, of which each is a module:
-            fairseq_format, ctranslate2_format, huggingface_format (and _tokenizer), argos_format
+fairseq_format, ctranslate2_format, huggingface_format (and _tokenizer), argos_format    what is written
 model_card  what each directory says of itself
 verify      the subnet against the full model
 extract     all of it together
 """
+
+from taskmoe_plugin.registration import register
+
+register()

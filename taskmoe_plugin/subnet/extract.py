@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.formats import CTRANSLATE2
 from taskmoe_plugin.subnet import (
     argos_format,
     ctranslate2_format,
@@ -27,7 +28,6 @@ from taskmoe_plugin.subnet import (
     sentencepiece_model,
 )
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
-from taskmoe_plugin.subnet.formats import CTRANSLATE2
 from taskmoe_plugin.subnet.langtokens import prefixes
 from taskmoe_plugin.subnet.output import check_free, new_directory
 from taskmoe_plugin.subnet.plan import Plan, make_plan

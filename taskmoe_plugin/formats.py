@@ -1,4 +1,4 @@
-"""The formats that a subnet is written in. Imports nothing, for command lines."""
+"""The formats that subnets are written in. Imports nothing, for command lines."""
 
 from __future__ import annotations
 
