@@ -118,7 +118,7 @@ class Verifier:
     def _full_model(self, pair: str) -> Any:
         if self._model is None:
             tensors = self.checkpoint.tensors
-            weights = {name: tensors.mapped(name) for name in tensors.names()}
+            weights = tensors.all()
             self._model = build_model(self.checkpoint.args, self._task(pair), weights)
         return self._model
 

@@ -19,12 +19,12 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError, use_one_line_errors
+from taskmoe_plugin.memory import keep_freed_memory
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
-from taskmoe_plugin.parallel.gradients import fill_missing_gradients
 from taskmoe_plugin.parallel.resuming import check_restore_file, checkpoint_directories
-from taskmoe_plugin.parallel.saving import prepare_optimizer
 from taskmoe_plugin.parallel.shards import remove_unused
+from taskmoe_plugin.parallel.spread_experts import SpreadExperts
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
 from taskmoe_plugin.tasks.validation_usage import ValidationUsage
@@ -58,6 +58,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         self.validation_bleu: ValidationBleu | None = None
         logdir = getattr(args, "tensorboard_logdir", None) if training else None
         self.validation_usage = ValidationUsage(logdir, self.lang_pairs) if logdir else None
+        self.spread_experts: SpreadExperts | None = None
         self.optimizer: Any = None
         parse_bleu_args(args)
 
@@ -97,7 +98,9 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
                 f"--arch {args.arch}: does not take the language ids of --task taskmoe_translation; use "
                 "taskmoe_transformer (dense with --moe-freq 0), or --task translation_multi_simple_epoch"
             )
-        model.directories = checkpoint_directories(self.args)
+        spread_experts = SpreadExperts(model, model.group, args.moe_expert_count, checkpoint_directories(self.args))
+        if not from_checkpoint:
+            self.spread_experts = spread_experts
         if trained is not None:
             model.check_tasks(trained)
         if from_checkpoint:
@@ -193,21 +196,20 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             sample = {**sample, "net_input": {**sample["net_input"], "filler": True}}
         if optimizer is not self.optimizer:
             self.optimizer = optimizer
-            prepare_optimizer(model, optimizer, self.args)
+            assert self.spread_experts is not None
+            self.spread_experts.attach(model, optimizer, Path(self.args.save_dir).absolute())
+            if self.args.cpu or not torch.cuda.is_available():
+                keep_freed_memory()
         try:
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
         except RuntimeError as error:
-            if model.parallel is None or "out of memory" not in str(error):
+            if model.group is None or "out of memory" not in str(error):
                 raise
             # fairseq would leave the batch out, and the others wait forever for this process's part in it.
             raise TaskMoEError(
-                f"--max-tokens {self.args.max_tokens}: process {model.parallel.rank} ran out of memory, and the others "
+                f"--max-tokens {self.args.max_tokens}: process {model.group.rank} ran out of memory, and the others "
                 "cannot go on without its experts; give fewer tokens, and start again from the last checkpoint"
             ) from error
-
-    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
-        fill_missing_gradients(optimizer)
-        super().optimizer_step(optimizer, model, update_num)
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         sample = complete_language_ids(sample)
@@ -220,6 +222,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         logging_output.update(counts)
         if self.validation_bleu is not None:
             logging_output["bleu_statistics"] = self.validation_bleu.count(model, sample, self.pair_index(sample))
+            model.wait_for_others()
         return loss, sample_size, logging_output
 
     def post_validate(self, model: Any, stats: dict[str, Any], meters: Any) -> None:

@@ -30,7 +30,11 @@ WRONG = [
     ),
     ({"moe_router_jitter": 1.0}, "--moe-router-jitter 1.0: give a value from 0"),
     ({"moe_router_jitter": -0.1}, "--moe-router-jitter -0.1: give a value from 0"),
-    ({"checkpoint_activations": True}, "--checkpoint-activations: not supported"),
+    (
+        {"moe_top_k": 9, "moe_router_jitter": 2.0, "quant_noise_pq": 0.1},
+        "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8; also: --moe-router-jitter 2.0: give a value "
+        "from 0 up to 1; also: --quant-noise-pq: not supported",
+    ),
     ({"offload_activations": True}, "--offload-activations: not supported"),
     ({"quant_noise_pq": 0.1}, "--quant-noise-pq: not supported"),
     ({"encoder_moe_routing": "group"}, "--moe-task-groups: group routing needs this file"),

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.models import distributed_fairseq_model
 from torch import distributed as dist
 
 from taskmoe_plugin.bench.workers import peak_bytes
-from taskmoe_plugin.moe import held_by
-from taskmoe_plugin.parallel.shards import make_manifest, write_shard
+from taskmoe_plugin.parallel.placement import held_by
+from taskmoe_plugin.parallel.shards import is_stacked, make_manifest, write_shard
 from taskmoe_plugin.subnet.consolidate import consolidate
 from tests.helpers.corpus import Corpus
-from tests.parallel.scenarios import RESHARDED, SCENARIOS
+from tests.parallel.scenarios import DDP, RESHARDED, SCENARIOS
 from tests.parallel.training import make_trainer, run_stage, run_updates, save_as_fairseq, tensors
 
 
@@ -34,6 +35,20 @@ def train_scenarios(rank: int, processes: int, directory: Path) -> None:
         trainer = make_trainer(corpus_in(directory), scenario, processes, rank)
         results[name] = run_updates(trainer, scenario.updates, processes, rank)
     torch.save(results, directory / f"results-{rank}.pt")
+
+
+def train_with_ddp(rank: int, processes: int, directory: Path) -> None:
+    """The same under PyTorch's DDP. fairseq tells it of GPUs, which it refuses for a model that is on none."""
+    original = distributed_fairseq_model.DistributedDataParallel
+    distributed_fairseq_model.DistributedDataParallel = lambda **given: original(
+        **{**given, "device_ids": None, "output_device": None}
+    )
+    results = {}
+    for name, scenario in DDP.items():
+        trainer = make_trainer(corpus_in(directory), scenario, processes, rank)
+        results[name] = run_updates(trainer, scenario.updates, processes, rank)
+        assert isinstance(trainer.model.module, original)
+    torch.save(results, directory / f"ddp-results-{rank}.pt")
 
 
 def reshard(rank: int, processes: int, directory: Path, stage: int) -> None:
@@ -66,7 +81,8 @@ def write_weights(trainer: Any, processes: int, rank: int, path: Path) -> None:
     dist.all_gather_object(found, tensors(trainer)["weights"])
     if rank == 0:
         model = trainer.get_model()
-        torch.save({**model.state_dict(), **{name: each for part in found for name, each in part.items()}}, path)
+        stacked = {name: torch.cat([part[name] for part in found]) for name in found[0] if is_stacked(name)}
+        torch.save({**model.state_dict(), **stacked}, path)
 
 
 class KilledAt:
@@ -148,18 +164,22 @@ def _out_of_memory(**_: Any) -> None:
     raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-LARGE = 2048  # rows and columns of the weights of write_large
+LARGE = 2048  # rows and columns of the weights of an expert of write_large
+LAYERS, EXPERTS = 8, 4
 
 
 def write_large(directory: Path) -> Path:
     """A checkpoint of a made-up model of some 400 MB, with the optimizer's, whose experts are in two files."""
-    names = [f"encoder.layers.1.moe.experts.{expert}.fc1.weight" for expert in range(8)]
-    manifest = make_manifest("0", 2, len(names), names)
+    names = [f"encoder.layers.{layer}.moe.experts.fc1_weight" for layer in range(LAYERS)]
+    manifest = make_manifest("0", 2, EXPERTS, names)
     for process, file in enumerate(manifest["files"]):
-        held = {names[expert]: expert for expert in held_by(process, 2, len(names))}
-        weights = {name: torch.full((LARGE, LARGE), float(number)) for name, number in held.items()}
+        held = held_by(process, 2, EXPERTS)
+        weights = {
+            name: torch.stack([torch.full((LARGE, LARGE // EXPERTS), float(EXPERTS * layer + each)) for each in held])
+            for layer, name in enumerate(names)
+        }
         states = {name: {"exp_avg": weight + 1, "exp_avg_sq": weight + 2} for name, weight in weights.items()}
-        write_shard(directory / file, file, weights, states, held)
+        write_shard(directory / file, file, weights, states, {name: number for number, name in enumerate(names)})
     path = directory / "checkpoint_last.pt"
     torch.save({"model": {"expert_shards": manifest}, "last_optimizer_state": {"state": {}}}, path)
     return path
@@ -173,9 +193,11 @@ def consolidate_large(rank: int, processes: int, directory: Path) -> None:
     consolidate(path, directory / "one.pt", optimizer=True, force=False)
     (directory / "growth").write_text(str(peak_bytes() - before))
     state = torch.load(directory / "one.pt", mmap=True, weights_only=True)
-    for number in range(8):
-        assert float(state["model"][f"encoder.layers.1.moe.experts.{number}.fc1.weight"][-1, -1]) == number
-        assert float(state["last_optimizer_state"]["state"][number]["exp_avg_sq"][-1, -1]) == number + 2
+    for layer in range(LAYERS):
+        values = [float(EXPERTS * layer + expert) for expert in range(EXPERTS)]
+        assert state["model"][f"encoder.layers.{layer}.moe.experts.fc1_weight"][:, -1, -1].tolist() == values
+        squares = state["last_optimizer_state"]["state"][layer]["exp_avg_sq"]
+        assert squares[:, -1, -1].tolist() == [value + 2 for value in values]
 
 
 def consolidate_killed(rank: int, processes: int, directory: Path) -> None:

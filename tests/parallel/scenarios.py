@@ -13,6 +13,8 @@ Parts = tuple[tuple[tuple[Row, ...] | None, ...], ...]
 SGD = ("--optimizer", "sgd", "--lr", 0.1)
 ADAM = ("--optimizer", "adam", "--lr", 1e-3, "--adam-eps", 1e-3, "--weight-decay", 0.1)
 CLIPPED = (*SGD, "--clip-norm", 0.3)
+# Where every process has all experts, each has the gates' losses of its own batch.
+NO_GATE_LOSS = (*SGD, "--moe-gate-loss-wt", 0, "--moe-z-loss-wt", 0)
 ROUTINGS = ("source", "target", "pair", "group", "sentence", "token")
 
 
@@ -76,6 +78,22 @@ RESHARDED = {
 }
 STAGES = ((1, slice(0, 2)), (2, slice(2, 3)), (4, slice(3, 4)), (1, slice(4, 5)))
 
+PYTORCH_DDP = ("--ddp-backend", "pytorch_ddp")
+# fairseq's default, PyTorch's own DDP, which insists on a gradient for every parameter in every update. A process uses
+# some experts and tasks only (STATIC), one task, or nothing; an update has two batches.
+DDP = {
+    "replicated": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, (*ADAM, *PYTORCH_DDP), spread=False),
+    "replicated-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, (*NO_GATE_LOSS, *PYTORCH_DDP), spread=False),
+    "replicated-pair": Scenario(
+        (ONE_TASK, HALVES), {**_routed("pair", "source"), "moe_freq": 1}, (*CLIPPED, *PYTORCH_DDP), spread=False
+    ),
+    "spread": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, (*ADAM, *PYTORCH_DDP)),
+    "spread-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, (*CLIPPED, *PYTORCH_DDP)),
+    "no-experts": Scenario(
+        (FILLER, HALVES), {**TASK, "encoder_moe_freq": 0, "decoder_moe_freq": 0}, (*SGD, *PYTORCH_DDP), spread=False
+    ),
+}
+
 SCENARIOS = {
     **_by_routing(),
     "capacity": Scenario((EVEN, UNEVEN, FILLER), {**TOKEN, "moe_capacity_factor": 0.5}, double=True),
@@ -87,12 +105,17 @@ SCENARIOS = {
     "clipping-task": Scenario((EVEN, UNEVEN), _routed("pair", "target"), CLIPPED),
     "encoder-only": Scenario((EVEN,), {**TOKEN, "decoder_moe_freq": 0}),
     "decoder-only": Scenario((EVEN, FILLER), {**_routed("token", "sentence"), "encoder_moe_freq": 0}),
+    "no-experts": Scenario((EVEN, FILLER), {**TASK, "encoder_moe_freq": 0, "decoder_moe_freq": 0}, CLIPPED),
+    "noise": Scenario((EVEN, ONE_TASK), {**TASK, "moe_router_jitter": 0.5, "moe_top_k": 1}, SGD),
+    "checkpointing": Scenario((EVEN, UNEVEN), {**_routed("token", "target"), "checkpoint_activations": True}),
     "sentence-average": Scenario((UNEVEN,), TOKEN, (*SGD, "--sentence-avg")),
-    "replicated": Scenario((EVEN, UNEVEN, FILLER), TOKEN, spread=False),
-    "replicated-sentence": Scenario((EVEN, UNEVEN, FILLER), _routed("sentence", "sentence"), spread=False),
+    "replicated": Scenario((EVEN, UNEVEN, FILLER), TOKEN, NO_GATE_LOSS, spread=False),
+    "replicated-sentence": Scenario(
+        (EVEN, UNEVEN, FILLER), _routed("sentence", "sentence"), NO_GATE_LOSS, spread=False
+    ),
     "replicated-pair": Scenario((EVEN, ONE_TASK, FILLER), _routed("pair", "pair"), spread=False),
     "replicated-group": Scenario((HALVES,), _routed("group", "group"), CLIPPED, spread=False),
-    "replicated-double": Scenario((EVEN, UNEVEN), _routed("pair", "token"), spread=False, double=True),
+    "replicated-double": Scenario((EVEN, UNEVEN), _routed("pair", "token"), NO_GATE_LOSS, spread=False, double=True),
     "replicated-task": Scenario((EVEN, UNEVEN), STATIC, ADAM, spread=False),
     "bf16": Scenario((EVEN, UNEVEN), TOKEN, (*CLIPPED, "--bf16")),
     "memory-efficient-bf16": Scenario((EVEN,), TOKEN, (*ADAM, "--memory-efficient-bf16")),

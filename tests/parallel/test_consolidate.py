@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from taskmoe_plugin.cli.main import main
-from taskmoe_plugin.parallel.saving import prepare_optimizer
 from tests.helpers.corpus import Corpus
 from tests.parallel import jobs
 from tests.parallel.processes import PATIENCE, finish, started
@@ -40,11 +39,11 @@ def test_the_file_is_what_one_process_would_have_saved(
     found = load(consolidate(corpus, name, stage, tmp_path / "one.pt"))
     # That process goes on from the checkpoint and saves at once.
     (tmp_path / "saved").mkdir()
-    trainer = make_trainer(corpus, RESHARDED[name], 1, 0, tmp_path / "saved")
-    trainer.get_model().directories = [stage_directory(corpus, name, stage)]
-    trainer.load_checkpoint(str(stage_directory(corpus, name, stage) / "checkpoint_last.pt"))
+    before = stage_directory(corpus, name, stage) / "checkpoint_last.pt"
+    trainer = make_trainer(corpus, RESHARDED[name], 1, 0, tmp_path / "saved", before)
+    trainer.load_checkpoint(str(before))
     # The optimizer's state becomes complete with the first batch.
-    prepare_optimizer(trainer.get_model(), trainer.optimizer, trainer.task.args)
+    trainer.task.spread_experts.attach(trainer.get_model(), trainer.optimizer, tmp_path / "saved")
     save_as_fairseq(trainer, stage + 1)
     expected = load(tmp_path / "saved" / "checkpoint_last.pt")
     for part in ("model", "last_optimizer_state"):

@@ -29,13 +29,13 @@ from tests.subnet.helpers import (
 
 def experts_of(directory: Path) -> dict[str, set[int]]:
     """The global indices of the experts that each stack's second layer still has."""
-    names = load(directory / "model.pt")["model"]
+    state = load(directory / "model.pt")
     found: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
-    for name in names:
-        if ".moe.experts." in name:
-            stack, _, layer, _, _, expert, *_ = name.split(".")
-            assert layer == "1"
-            found[stack].add(int(expert))
+    for stack, shape in json.loads(state["cfg"]["model"].taskmoe_subnet).items():
+        stacked = state["model"].get(f"{stack}.layers.1.moe.experts.fc1_weight")
+        if stacked is not None:
+            found[stack] = set(shape["experts"].get("1", range(stacked.size(0))))
+            assert stacked.size(0) == len(found[stack])
     return found
 
 
@@ -56,7 +56,7 @@ def test_the_stack_that_routes_by_task_is_folded_and_the_other_kept(
     subnet = extract(corpus, path, tmp_path, "en-de", "--verify", "all")
     assert f"partial, {whole} whole" in capsys.readouterr().out
     names = load(subnet / "model.pt")["model"]
-    assert len({name.split(".")[5] for name in names if name.startswith(f"{whole}.layers.1.moe.experts.")}) == 4
+    assert names[f"{whole}.layers.1.moe.experts.fc1_weight"].size(0) == 4
     folded = {"encoder": "decoder", "decoder": "encoder"}[whole]
     assert not [name for name in names if name.startswith(f"{folded}.") and "moe" in name]
     assert_equal(generate(corpus, subnet / "model.pt", "en-de").hypotheses, generate(corpus, path, "en-de").hypotheses)
@@ -176,7 +176,7 @@ def test_weights_can_be_stored_in_half_precision(
 def test_a_gate_is_not_rounded_to_half_precision(corpus: Corpus, full: Path, tmp_path: Path) -> None:
     whole = load(extract(corpus, full, tmp_path / "whole", "en-de+fr-en") / "model.pt")["model"]
     halved = load(extract(corpus, full, tmp_path, "en-de+fr-en", "--half", "fp16") / "model.pt")["model"]
-    name = "decoder.layers.1.moe.router.weights"
+    name = "decoder.tasks.gates.weights"
     assert torch.equal(halved[name], whole[name])
 
 

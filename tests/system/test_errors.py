@@ -28,7 +28,7 @@ TRAINING = [
     (("--encoder-moe-routing", "language"), "argument --encoder-moe-routing: invalid choice: 'language'"),
     (("--moe-expert-count", 0), "--moe-expert-count 0: give at least 1"),
     (("--moe-capacity-factor", 1.0), "--moe-capacity-factor 1: only token routing has a capacity"),
-    (("--checkpoint-activations",), "--checkpoint-activations: not supported"),
+    (("--offload-activations",), "--offload-activations: not supported"),
     (("--encoder-moe-routing", "group"), "--moe-task-groups: group routing needs this file"),
     (
         ("--encoder-moe-routing", "group", "--moe-task-groups", "nowhere.tsv"),

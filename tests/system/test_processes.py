@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from taskmoe_plugin.subnet.consolidate import consolidate
 from tests.helpers.commands import Output
 from tests.helpers.corpus import PAIRS, Corpus
 from tests.helpers.training import train, train_flags
@@ -21,13 +23,13 @@ FLAGS = (
 )  # fmt: skip
 
 
-def train_in_processes(corpus: Corpus, save_dir: Path, count: int) -> Output:
+def train_in_processes(corpus: Corpus, save_dir: Path, count: int, *more: Any) -> Output:
     """Train in several processes; returns what the first of them logged."""
     meeting = save_dir.with_suffix(".meeting").as_uri()
     processes = []
     for rank in range(count):
         flags = train_flags(
-            corpus, save_dir, *FLAGS, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp",
+            corpus, save_dir, *FLAGS, *more, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp",
             "--distributed-world-size", count, "--distributed-rank", rank, "--distributed-no-spawn",
             "--distributed-init-method", meeting,
         )  # fmt: skip
@@ -39,9 +41,15 @@ def train_in_processes(corpus: Corpus, save_dir: Path, count: int) -> Output:
     return Output(records=[(fields[2], fields[3]) for fields in lines if len(fields) == 4])
 
 
-def test_two_processes_give_what_one_gives(corpus: Corpus, tmp_path: Path) -> None:
-    one = train(corpus, tmp_path / "one", *FLAGS, "--update-freq", 2)
-    two = train_in_processes(corpus, tmp_path / "two", 2)
+# Where experts are spread, a process whose sentences have ended must not leave the other one waiting for its experts.
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--moe-expert-parallel",), ("--moe-expert-parallel", "--decoder-moe-routing", "token")],
+    ids=["replicated", "spread", "spread by token"],
+)
+def test_two_processes_give_what_one_gives(corpus: Corpus, tmp_path: Path, flags: tuple[Any, ...]) -> None:
+    one = train(corpus, tmp_path / "one", *FLAGS, *flags, "--update-freq", 2)
+    two = train_in_processes(corpus, tmp_path / "two", 2, *flags)
     for kind in ("train_inner", "valid"):
         expected, found = one.stats(kind), two.stats(kind)
         assert len(expected) == len(found) == {"train_inner": 10, "valid": 2}[kind]
@@ -52,5 +60,9 @@ def test_two_processes_give_what_one_gives(corpus: Corpus, tmp_path: Path) -> No
         for before, after in zip(expected, found):
             for name in names:
                 assert float(after[name]) == pytest.approx(float(before[name]), abs=2e-3), name
+    if flags:
+        consolidate(tmp_path / "two" / "checkpoint_last.pt", tmp_path / "whole.pt", optimizer=True, force=False)
+        (tmp_path / "whole.pt").replace(tmp_path / "two" / "checkpoint_last.pt")
     models = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"] for name in ("one", "two")]
-    torch.testing.assert_close(*models, atol=1e-4, rtol=1e-3)
+    # Adam makes much of rounding where a gradient is nearly zero.
+    torch.testing.assert_close(*models, atol=1e-3, rtol=1e-3)
