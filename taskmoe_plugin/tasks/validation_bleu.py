@@ -148,8 +148,8 @@ def _mean(meters: Any, score: Callable[[list[float]], float], directions: int) -
 
 def _bleu(statistics: list[float]) -> float:
     counts = [int(each) for each in statistics[:BLEU_COUNTS]]
-    score = BLEU.compute_bleu(counts[:ORDER], counts[ORDER : 2 * ORDER], *counts[2 * ORDER :], smooth_method="exp")
-    return float(score.score)
+    sys_len, ref_len = counts[2 * ORDER :]
+    return BLEU.compute_bleu(counts[:ORDER], counts[ORDER : 2 * ORDER], sys_len, ref_len, smooth_method="exp").score
 
 
 def _chrf_counts(hypothesis: str, reference: str) -> list[int]:
