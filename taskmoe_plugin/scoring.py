@@ -1,12 +1,10 @@
-"""sacrebleu's BLEU with a tokenizer that fits the target language. Imports nothing of fairseq."""
+"""sacrebleu's BLEU with a tokenizer that fits the target language. Imports nothing of fairseq or of this package."""
 
 from __future__ import annotations
 
 import re
 
 from sacrebleu.metrics.bleu import BLEU
-
-from taskmoe_plugin.errors import UsageError
 
 TOKENIZERS = tuple(BLEU.TOKENIZERS)
 # These split words at spaces and punctuation, and take a sentence of a language without spaces for a single word.
@@ -42,7 +40,7 @@ def make_bleu(lang: str, wanted: str | None, flag: str) -> BLEU:
         flag: the flag that ``wanted`` is from, for the error.
 
     Raises:
-        UsageError: what the tokenizer needs is not installed, or cannot be downloaded.
+        ValueError: what the tokenizer needs is not installed, or cannot be downloaded.
     """
     name = tokenizer_of(lang, wanted)
     try:
@@ -50,6 +48,6 @@ def make_bleu(lang: str, wanted: str | None, flag: str) -> BLEU:
     except (RuntimeError, ImportError, OSError) as error:
         code = name.removesuffix("-mecab")
         needs = f"pip install 'sacrebleu[{code}]'" if code != name else f"its model ({' '.join(str(error).split())})"
-        raise UsageError(
+        raise ValueError(
             f"{flag} {name}: BLEU into {lang} needs {needs}; or choose a tokenizer that is there, such as {flag} char"
         ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from sacrebleu.tokenizers import tokenizer_ja_mecab, tokenizer_ko_mecab, tokenizer_spm
 
-from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.scoring import LANGUAGES, TOKENIZERS, make_bleu, tokenizer_of
 
 
@@ -35,7 +34,7 @@ def test_a_sentence_without_spaces_is_not_one_word() -> None:
 @pytest.mark.parametrize(("lang", "module"), [("ja", tokenizer_ja_mecab), ("ko", tokenizer_ko_mecab)], ids=("ja", "ko"))
 def test_what_a_tokenizer_needs_is_named(lang: str, module: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MeCab", None)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(ValueError, match="needs pip install") as refused:
         make_bleu(lang, None, "--eval-bleu-tokenize")
     assert str(refused.value) == (
         f"--eval-bleu-tokenize {lang}-mecab: BLEU into {lang} needs pip install 'sacrebleu[{lang}]'; "
@@ -49,7 +48,7 @@ def test_a_model_that_cannot_be_downloaded_is_named(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(tokenizer_spm, "SACREBLEU_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer_spm, "download_file", fail)
-    with pytest.raises(UsageError, match=r"--tokenize flores200: BLEU into de needs its model \(no network\)"):
+    with pytest.raises(ValueError, match=r"--tokenize flores200: BLEU into de needs its model \(no network\)"):
         make_bleu("de", "flores200", "--tokenize")
 
 

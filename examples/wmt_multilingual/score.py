@@ -8,6 +8,7 @@ the lengths of translation and reference, in words of BLEU.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
@@ -56,14 +58,23 @@ def score_direction(hypotheses: Path, reference: Path, lang: str, tokenize: str 
     }
 
 
-def make_bleu(lang: str, tokenize: str | None) -> BLEU:
-    # It takes seconds to import, which what is wrong with the files need not wait for.
-    from taskmoe_plugin import scoring
-    from taskmoe_plugin.errors import UsageError
+def load_scoring() -> ModuleType:
+    """``taskmoe_plugin.scoring`` by itself: the package, and fairseq with it, takes seconds to import."""
+    package = importlib.util.find_spec("taskmoe_plugin")
+    if package is None or not package.submodule_search_locations:
+        raise TextError("taskmoe_plugin: not found; activate the environment where it is installed")
+    spec: Any = importlib.util.spec_from_file_location(
+        "scoring", Path(package.submodule_search_locations[0], "scoring.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def make_bleu(lang: str, tokenize: str | None) -> BLEU:
     try:
-        return scoring.make_bleu(lang, tokenize, "--tokenize")
-    except UsageError as error:
+        return load_scoring().make_bleu(lang, tokenize, "--tokenize")  # type: ignore[no-any-return]
+    except ValueError as error:
         raise TextError(str(error)) from error
 
 

@@ -86,7 +86,10 @@ class ValidationBleu:
         self.print_samples = args.eval_bleu_print_samples
         tokenize = "none" if args.eval_tokenized_bleu else args.eval_bleu_tokenize
         targets = [split_pair(pair)[1] for pair in task.lang_pairs]
-        by_language = {lang: make_bleu(lang, tokenize, "--eval-bleu-tokenize") for lang in sorted(set(targets))}
+        try:
+            by_language = {lang: make_bleu(lang, tokenize, "--eval-bleu-tokenize") for lang in sorted(set(targets))}
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         self.bleus = [by_language[lang] for lang in targets]
         detok_args = json.loads(args.eval_bleu_detok_args)
         self.tokenizer = encoders.build_tokenizer(Namespace(tokenizer=args.eval_bleu_detok, **detok_args))

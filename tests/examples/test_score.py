@@ -112,7 +112,7 @@ def test_comet_is_asked_where_its_program_is_given(folder: Path) -> None:
     ]
     program.write_text("#!/bin/sh\nexit 3\n")
     for command in (program, folder / "missing"):
-        line = score(folder, "--comet", command).stderr.splitlines()[-1]
+        line = error_line(score(folder, "--comet", command))
         assert line.startswith(f"score.py: error: --comet {command}: failed")
 
 

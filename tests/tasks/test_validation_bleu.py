@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq import tasks
 from fairseq.data import Dictionary
 from fairseq.logging import metrics
 from sacrebleu import corpus_bleu, corpus_chrf
+from sacrebleu.tokenizers import tokenizer_ja_mecab
 
-from taskmoe_plugin.errors import one_line_errors
+from taskmoe_plugin.errors import UsageError, one_line_errors
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu
 from tests.helpers.corpus import PAIRS, Corpus
-from tests.helpers.tasks import batches, make_task, words
+from tests.helpers.tasks import batches, make_args, make_task, words
 
 
 def altered(tokens: list[int], rng: random.Random, unknown: int) -> list[int]:
@@ -128,6 +130,17 @@ def test_chinese_is_scored_by_its_characters() -> None:
     assert characters == pytest.approx(corpus_bleu(answers, [CHINESE], tokenize="char").score, abs=0.006)
     # As words, which is what --eval-tokenized-bleu asks for, nothing is left to match.
     assert chinese_scores(CHINESE, "--eval-tokenized-bleu")["bleu"] == 0
+
+
+def test_a_tokenizer_that_is_not_installed_is_named_before_training(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_ja_mecab, "MeCab", None)
+    args = make_args(corpus, "--eval-bleu", "--eval-bleu-tokenize", "ja-mecab")
+    with pytest.raises(
+        UsageError, match=r"--eval-bleu-tokenize ja-mecab: BLEU into de needs pip install 'sacrebleu\[ja\]'"
+    ):
+        tasks.setup_task(args).build_model(args)
 
 
 def test_nothing_in_common_is_zero() -> None:
