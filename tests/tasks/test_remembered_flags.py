@@ -136,6 +136,21 @@ def test_languages_left_out_at_training_work_everywhere_afterwards(corpus: Corpu
     assert (out / "en-de" / "model.pt").is_file()
 
 
+def test_a_subnet_that_keeps_experts_remembers_too(corpus: Corpus, tmp_path: Path, capsys) -> None:
+    path = train(
+        corpus.bin, tmp_path, *FLAGS, "--encoder-moe-routing", "token", "--source-dict", corpus.bin / "dict.en.txt"
+    )
+    subnets = tmp_path / "subnets"
+    extract_subnet.main([str(corpus.bin), "--path", str(path), "--lang-pairs", "en-de", "--output-dir", str(subnets)])
+    subnet = subnets / "en-de" / "model.pt"
+    own, full = used(corpus, subnet).hypotheses, used(corpus, path).hypotheses
+    assert own.keys() == full.keys()
+    assert [own[number][0] for number in full] == pytest.approx([score for score, _ in full.values()], abs=1e-4)
+    with pytest.raises(SystemExit):
+        used(corpus, subnet, "--encoder-langtok", "tgt")
+    assert f"--encoder-langtok tgt: {subnet} was trained with --encoder-langtok src" in capsys.readouterr().err
+
+
 def test_languages_of_extra_pairs_are_among_those_that_were_left_out(corpus: Corpus, tmp_path: Path) -> None:
     extra = ("--extra-data", {"more": str(corpus.bin)}, "--extra-lang-pairs", {"more": "en-fr"})
     path = train(corpus.bin, tmp_path, *extra, pairs=("en-de", "de-en"))
