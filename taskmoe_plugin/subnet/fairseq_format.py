@@ -16,6 +16,7 @@ from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.plan import Fate, Plan, args_for
+from taskmoe_plugin.tasks.remembered_flags import forget_dictionaries
 from taskmoe_plugin.tasks.validation_bleu import add_bleu_args
 
 STOCK_MODEL = "transformer"
@@ -79,7 +80,7 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
     task.source_lang, task.target_lang = split_pair(plan.pairs[0])
     task.lang_pairs, task.langs, task.lang_dict = list(plan.pairs), checkpoint.langs, None
     # The dictionaries are beside the model.
-    task.fixed_dictionary = task.source_dict = task.target_dict = None
+    forget_dictionaries(task)
     state = {
         "args": None,
         "cfg": cfg,

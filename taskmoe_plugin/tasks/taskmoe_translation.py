@@ -26,6 +26,7 @@ from taskmoe_plugin.parallel.resuming import check_restore_file, checkpoint_dire
 from taskmoe_plugin.parallel.shards import remove_unused
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
+from taskmoe_plugin.tasks.remembered_flags import leave_defaults_open, remember_flags, settle_flags
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
 from taskmoe_plugin.tasks.validation_usage import ValidationUsage
 
@@ -45,6 +46,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
         TranslationMultiSimpleEpochTask.add_args(parser)
+        leave_defaults_open(parser)
         add_bleu_args(parser)
         # Only a command line is parsed with this: a notebook or a program gets exceptions.
         use_one_line_errors()
@@ -66,13 +68,16 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     def setup_task(cls, args: Any, **kwargs: Any) -> TaskMoETranslationTask:
         """Load the dictionaries and set the task up, or raise ``UsageError``."""
         try:
-            return super().setup_task(args, **kwargs)  # type: ignore[no-any-return]
+            settle_flags(args)
+            task = super().setup_task(args, **kwargs)
         except FileNotFoundError as error:
             raise UsageError(
                 f"{error.filename}: no such file; give the directory that fairseq-preprocess wrote"
             ) from error
         except ValueError as error:
             raise UsageError(" ".join(str(error).split())) from error
+        remember_flags(task)
+        return task  # type: ignore[no-any-return]
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split, or raise ``UsageError`` if a pair has none."""

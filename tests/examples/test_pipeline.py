@@ -59,7 +59,9 @@ def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(fol
 
     other = run_all(folder, VOCABULARY_SIZE="36")
     assert other.returncode == 1
-    assert other.stderr.splitlines()[-1].startswith(f"run.sh: error: {folder}/work: made with other settings")
+    assert other.stderr.splitlines()[-1].startswith(
+        f"run.sh: error: {folder}/work: made with other settings (see made_with there): vocabulary pieces binary model/"
+    )
 
 
 @pytest.mark.parametrize("step", ["run.sh", "binarize.sh", "train.sh", "translate.sh"])

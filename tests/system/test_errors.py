@@ -105,7 +105,8 @@ def test_a_model_to_finetune_that_is_missing_is_named(corpus: Corpus, tmp_path: 
 @pytest.mark.parametrize("langs", ["de,en,fr", "en,de,fr,cs", "en,de"])
 def test_other_languages_than_the_checkpoints_are_refused(corpus, checkpoint, capsys, tool: str, langs: str) -> None:
     flags = generate_flags(corpus, checkpoint, "en-de", "--langs", langs, "--lang-pairs", "en-de")
-    assert f"--langs {langs}: the checkpoint was trained with --langs en,de,fr" in error_of(capsys, run, tool, *flags)
+    expected = f"--langs {langs}: {checkpoint} was trained with --langs en,de,fr; leave it out"
+    assert expected in error_of(capsys, run, tool, *flags)
 
 
 def test_languages_from_another_directory_of_data_are_named(corpus: Corpus, checkpoint: Path, capsys, tmp_path) -> None:
