@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "models": {"moe", "parallel", "models", "errors"},
     "criterions": {"moe", "parallel", "models", "criterions", "errors"},
     "tasks": {"moe", "parallel", "models", "tasks", "errors"},
-    "report": {"moe", "models", "subnet", "report", "errors"},
+    "files": {"files", "errors"},
+    "report": {"moe", "models", "subnet", "report", "files", "errors"},
 }
 
 

@@ -8,9 +8,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from taskmoe_plugin.files.writing import save
 from taskmoe_plugin.models.config import add_moe_args
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
@@ -88,14 +88,7 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
         # fairseq wants to know where in the data training stood: at its start.
         "extra_state": {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}},
     }
-    try:
-        with path.open("wb") as file:
-            torch.save(state, file)
-    except RuntimeError as error:
-        # PyTorch goes on to complain of the half-written file; why it is half-written is the error before that.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    save(state, path)
 
 
 def _forget_plugin(cfg: dict[str, Any], history: list[dict[str, Any]]) -> None:
