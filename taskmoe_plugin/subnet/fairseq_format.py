@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taskmoe_plugin.files.loading import load
 from taskmoe_plugin.files.writing import save
 from taskmoe_plugin.models.config import add_moe_args
 from taskmoe_plugin.models.subnet_shape import SubnetShape
@@ -80,6 +81,9 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
     task.lang_pairs, task.langs, task.lang_dict = list(plan.pairs), checkpoint.langs, None
     # The dictionaries are beside the model.
     task.fixed_dictionary = task.source_dict = task.target_dict = None
+    if args.arch == STOCK_MODEL:
+        # Safe loading refuses a Namespace where no plugin vouches for it; fairseq takes dictionaries as well.
+        cfg["model"], cfg["task"] = vars(args), vars(task)
     state = {
         "args": None,
         "cfg": cfg,
@@ -89,6 +93,20 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
         "extra_state": {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}},
     }
     save(state, path)
+
+
+def read_model(path: Path) -> tuple[Namespace, Namespace, dict[str, Tensor]]:
+    """What ``write_model`` has written: the arguments of the model and of the task, and the tensors by name.
+
+    Raises:
+        LoadError: the file cannot be loaded.
+    """
+    state = load(path)
+    model, task = (
+        part if isinstance(part, Namespace) else Namespace(**part)
+        for part in (state["cfg"][name] for name in ("model", "task"))
+    )
+    return model, task, state["model"]
 
 
 def _forget_plugin(cfg: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, Decoder, FairseqDecoder, build_model, build_task
+from taskmoe_plugin.subnet.fairseq_format import read_model
 from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
 
 SCORE_LIMIT = 1e-4
@@ -129,10 +130,9 @@ def _open(directory: Path, checkpoint: Checkpoint, pair: str) -> tuple[Decoder, 
     if not path.exists():
         # The two rank finished hypotheses of a beam in different ways.
         return CTranslate2Decoder(directory, checkpoint.cfg["task"], pair), 1
-    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    args = state["cfg"]["model"]
-    task = build_task(state["cfg"]["task"], args.arch, directory, pair)
-    return FairseqDecoder(task, build_model(args, task, state["model"])), 5
+    args, task_args, weights = read_model(path)
+    task = build_task(task_args, args.arch, directory, pair)
+    return FairseqDecoder(task, build_model(args, task, weights)), 5
 
 
 def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Sentences, beam: int | None) -> Agreement:
