@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "parallel": {"moe", "parallel", "errors"},
     "models": {"moe", "parallel", "models", "errors"},
     "criterions": {"moe", "parallel", "models", "criterions", "errors"},
-    "tasks": {"moe", "parallel", "models", "tasks", "errors"},
+    "tasks": {"moe", "parallel", "models", "tasks", "files", "errors"},
     "files": {"files", "errors"},
     "report": {"moe", "models", "subnet", "report", "files", "errors"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
@@ -59,7 +60,7 @@ def _add_layer(parser: ArgumentParser) -> None:
     add("--systems", nargs="+", default=list(systems), choices=systems, help="what to compare with the dense FFN")
     add(
         "--min-seconds",
-        type=float,
+        type=_seconds,
         default=0.05,
         metavar="S",
         help="call a system until a value covers about this long",
@@ -136,6 +137,13 @@ def _add_shape(parser: ArgumentParser) -> None:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
         raise ValueError(text)
     return number
 

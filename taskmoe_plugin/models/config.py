@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,14 +86,18 @@ def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--moe-task-groups {path}: cannot be read ({error}); give a UTF-8 file") from error
-    groups = {}
+    groups: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         pair, _, group = (part.strip() for part in line.partition("\t"))
         if not (pair and group):
             raise UsageError(f"--moe-task-groups {path}: line {number} is not 'pair<TAB>group name': {line!r}")
-        groups[pair] = group
+        if groups.setdefault(pair, group) != group:
+            raise UsageError(
+                f"--moe-task-groups {path}: line {number} puts {pair} into {group}, an earlier one "
+                f"into {groups[pair]}; a pair has one group"
+            )
     missing = [pair for pair in pairs if pair not in groups]
     if missing:
         raise UsageError(f"--moe-task-groups {path}: no group for {', '.join(missing)}; add a line for each")
@@ -116,7 +121,7 @@ def check_args(args: Namespace) -> None:
     for flag in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(args, f"moe_{flag}")
         name = f"--moe-{flag.replace('_', '-')} {factor:g}"
-        if factor < 0:
+        if not 0 <= factor < math.inf:
             raise UsageError(f"{name}: give 0 (dropless) or more")
         if factor and "token" not in routings:
             raise UsageError(
@@ -128,6 +133,8 @@ def check_args(args: Namespace) -> None:
         )
     if not 0 <= args.moe_router_jitter < 1:
         raise UsageError(f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1")
+    if args.moe_expert_dropout is not None and not 0 <= args.moe_expert_dropout < 1:
+        raise UsageError(f"--moe-expert-dropout {args.moe_expert_dropout}: give a value from 0 up to 1")
     # Offloading turns checkpointing on: the flag that the user gave comes first.
     for name in ("offload_activations", "checkpoint_activations"):
         if getattr(args, name, False):
