@@ -25,7 +25,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' || \
 	    { echo "make: $(PYTHON) is not Python 3.11 or 3.12; name one, as in: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install "torch>=2.1,<2.14"
+	.venv/bin/python -m pip install "torch>=2.6,<2.14"
 	.venv/bin/python -m pip install -e ".[dev,plot,ctranslate2]"
 	touch $@
 

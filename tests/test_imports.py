@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "parallel": {"moe", "parallel", "errors"},
     "models": {"moe", "parallel", "models", "errors"},
     "criterions": {"moe", "parallel", "models", "criterions", "errors"},
-    "tasks": {"moe", "parallel", "models", "tasks", "scoring", "errors"},
-    "report": {"moe", "models", "subnet", "report", "errors"},
+    "tasks": {"moe", "parallel", "models", "tasks", "scoring", "memory", "files", "errors"},
+    "files": {"files", "errors"},
+    "report": {"moe", "models", "subnet", "report", "files", "errors"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError, Namespace
@@ -60,7 +61,7 @@ def _add_layer(parser: ArgumentParser) -> None:
     add("--systems", nargs="+", default=list(systems), choices=systems, help="what to compare with the dense FFN")
     add(
         "--min-seconds",
-        type=float,
+        type=_seconds,
         default=0.05,
         metavar="S",
         help="call a system until a value covers about this long",
@@ -161,6 +162,13 @@ def _precision(text: str) -> str:
         if text in (name, dtype):
             return name
     raise ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(DTYPES)})")
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError(text)
+    return number
 
 
 def _run(args: Namespace) -> None:

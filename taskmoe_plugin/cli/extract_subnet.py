@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
-from taskmoe_plugin.errors import TaskMoEError, one_line_errors
+from taskmoe_plugin.cli.running import running
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.subnet.ctranslate2_format import QUANTIZATIONS
 from taskmoe_plugin.subnet.extract import Options, extract
 from taskmoe_plugin.subnet.report import table
@@ -52,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     _check(parser, args)
     logging.getLogger("fairseq").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _interrupt)
-    with one_line_errors(PROGRAM):
+    with running(PROGRAM):
         try:
             rows = extract(args.path, _groups(args.lang_pairs), _options(args))
         except KeyboardInterrupt:
@@ -99,10 +97,6 @@ def _groups(text: str) -> list[list[str]] | None:
     if text == "all":
         return None
     return [list(dict.fromkeys(group.split("+"))) for group in dict.fromkeys(text.split(","))]
-
-
-def _interrupt(*args: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Label-smoothed cross-entropy with the losses of the gates."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from taskmoe_plugin.criterions.gate_losses import STATISTICS, statistics
+from taskmoe_plugin.errors import raise_all
 from taskmoe_plugin.moe import GateRecord
 
 STACKS = ("encoder", "decoder")
@@ -60,6 +62,14 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         moe_z_loss_wt: float = 0.0,
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        weights = {"gate": moe_gate_loss_wt, "task-gate": moe_task_gate_loss_wt, "z": moe_z_loss_wt}
+        raise_all(
+            [
+                f"--moe-{name}-loss-wt {weight}: give a finite number"
+                for name, weight in weights.items()
+                if not math.isfinite(weight)
+            ]
+        )
         self.gate_loss_wt = moe_gate_loss_wt
         self.task_gate_loss_wt = moe_task_gate_loss_wt
         self.z_loss_wt = moe_z_loss_wt

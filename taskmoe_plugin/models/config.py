@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,14 +113,18 @@ def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--moe-task-groups {path}: cannot be read ({error}); give a UTF-8 file") from error
-    groups = {}
+    groups: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         pair, _, group = (part.strip() for part in line.partition("\t"))
         if not (pair and group):
             raise UsageError(f"--moe-task-groups {path}: line {number} is not 'pair<TAB>group name': {line!r}")
-        groups[pair] = group
+        if groups.setdefault(pair, group) != group:
+            raise UsageError(
+                f"--moe-task-groups {path}: line {number} puts {pair} into {group}, an earlier one "
+                f"into {groups[pair]}; a pair has one group"
+            )
     missing = [pair for pair in pairs if pair not in groups]
     if missing:
         raise UsageError(f"--moe-task-groups {path}: no group for {', '.join(missing)}; add a line for each")
@@ -150,7 +155,7 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
     for flag in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(args, f"moe_{flag}")
         name = f"--moe-{flag.replace('_', '-')} {factor:g}"
-        if factor < 0:
+        if not 0 <= factor < math.inf:
             yield f"{name}: give 0 (dropless) or more"
         if factor and "token" not in routings:
             yield f"{name}: only token routing has a capacity; leave it out, the other routings are dropless"
@@ -158,6 +163,8 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
         yield "--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing"
     if not 0 <= args.moe_router_jitter < 1:
         yield f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1"
+    if args.moe_expert_dropout is not None and not 0 <= args.moe_expert_dropout < 1:
+        yield f"--moe-expert-dropout {args.moe_expert_dropout}: give a value from 0 up to 1"
 
 
 def _problems_with_fairseq(args: Namespace) -> Iterator[str]:

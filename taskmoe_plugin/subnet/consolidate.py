@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards, load_mapped
+from taskmoe_plugin.files.loading import LoadError, load
+from taskmoe_plugin.files.writing import cause_of, new_file
+from taskmoe_plugin.parallel.shards import KEY, ExpertShards
 from taskmoe_plugin.subnet import pages
 
 AT_ONCE = 16 << 20  # bytes
@@ -34,32 +37,31 @@ def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
     Raises:
         TaskMoEError: a file is missing or broken, or has all experts already, or the new one cannot be written.
     """
-    if output.exists() and not force:
+    # A link that leads nowhere exists as well.
+    if os.path.lexists(output) and not force:
         raise TaskMoEError(f"--output {output}: exists; give --force to replace it")
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-            state = _assemble(path, optimizer, Path(scratch))
-            with _Releasing(temporary, list(_tensors(state))) as file:
-                torch.save(state, file)
-        temporary.replace(output)
-    except (OSError, RuntimeError) as error:
-        # PyTorch goes on to complain of the half-written file; why it is half-written is the error before that.
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise TaskMoEError(f"--output {output}: cannot be written ({reason}); give another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    if output.is_dir():
+        raise TaskMoEError(f"--output {output}: is a directory; give the name of a file")
+    with new_file(output, f"--output {output}") as temporary:
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+                state = _assemble(path, optimizer, Path(scratch))
+                with _Releasing(temporary, list(_tensors(state))) as file:
+                    torch.save(state, file)
+        except RuntimeError as error:
+            raise cause_of(error) from None
 
 
 def _assemble(path: Path, optimizer: bool, scratch: Path) -> dict[str, Any]:
     """The checkpoint with all experts in it, its tensors still on disk."""
-    if not path.is_file():
-        raise TaskMoEError(f"{path}: no such file; give a checkpoint that --moe-expert-parallel saved")
     try:
-        state = load_mapped(path)
-    except ValueError as error:
-        raise TaskMoEError(f"{path}: {error}; give another checkpoint") from error
-    manifest = state.get("model", {}).pop(KEY, None) if isinstance(state, dict) else None
+        state = load(path)
+    except LoadError as error:
+        raise TaskMoEError(f"{path}: {error}; {error.remedy}") from error
+    model = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(model, dict):
+        raise TaskMoEError(f"{path}: no checkpoint of fairseq; give one that --moe-expert-parallel saved")
+    manifest = model.pop(KEY, None)
     if manifest is None:
         raise TaskMoEError(
             f"{path}: has no experts in other files, so there is nothing to consolidate; use it as it is"

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from taskmoe_plugin.files.writing import new_directory
 from taskmoe_plugin.subnet import ctranslate2_format, fairseq_format, pages
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
 from taskmoe_plugin.subnet.langtokens import prefixes
-from taskmoe_plugin.subnet.output import check_free, new_directory
+from taskmoe_plugin.subnet.output import check_free
 from taskmoe_plugin.subnet.plan import Plan, make_plan
 from taskmoe_plugin.subnet.report import Row, Size, count_parameters, describe_gates, versions, write_json
 from taskmoe_plugin.subnet.verify import Verifier
@@ -122,7 +123,8 @@ class _Extraction:
 
     def run(self) -> Row:
         start = time.monotonic()
-        with new_directory(self.job.directory, self.options.force) as directory:
+        check_free(self.job.directory, self.options.force)
+        with new_directory(self.job.directory, str(self.job.directory)) as directory:
             vocabularies, rows = self._vocabulary()
             dims = {name: ffn_dims(self.checkpoint.tensors, stack) for name, stack in self.job.plan.stacks.items()}
             stock = self.job.plan.dense and self.options.padded and not self.options.quantization

@@ -8,9 +8,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from taskmoe_plugin.files.loading import load
+from taskmoe_plugin.files.writing import save
 from taskmoe_plugin.models.config import add_moe_args
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
@@ -81,6 +82,9 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
     task.lang_pairs, task.langs, task.lang_dict = list(plan.pairs), checkpoint.langs, None
     # The dictionaries are beside the model.
     forget_dictionaries(task)
+    if args.arch == STOCK_MODEL:
+        # Safe loading refuses a Namespace where no plugin vouches for it; fairseq takes dictionaries as well.
+        cfg["model"], cfg["task"] = vars(args), vars(task)
     state = {
         "args": None,
         "cfg": cfg,
@@ -89,14 +93,21 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
         # fairseq wants to know where in the data training stood: at its start.
         "extra_state": {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}},
     }
-    try:
-        with path.open("wb") as file:
-            torch.save(state, file)
-    except RuntimeError as error:
-        # PyTorch goes on to complain of the half-written file; why it is half-written is the error before that.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    save(state, path)
+
+
+def read_model(path: Path) -> tuple[Namespace, Namespace, dict[str, Tensor]]:
+    """What ``write_model`` has written: the arguments of the model and of the task, and the tensors by name.
+
+    Raises:
+        LoadError: the file cannot be loaded.
+    """
+    state = load(path)
+    model, task = (
+        part if isinstance(part, Namespace) else Namespace(**part)
+        for part in (state["cfg"][name] for name in ("model", "task"))
+    )
+    return model, task, state["model"]
 
 
 def _forget_plugin(cfg: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -11,9 +11,11 @@ import torch
 from fairseq.data import data_utils, indexed_dataset
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, Decoder, FairseqDecoder, build_model, build_task
+from taskmoe_plugin.subnet.fairseq_format import read_model
 from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
 
 SCORE_LIMIT = 1e-4
@@ -129,10 +131,9 @@ def _open(directory: Path, checkpoint: Checkpoint, pair: str) -> tuple[Decoder, 
     if not path.exists():
         # The two rank finished hypotheses of a beam in different ways.
         return CTranslate2Decoder(directory, checkpoint.cfg["task"], pair), 1
-    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    args = state["cfg"]["model"]
-    task = build_task(state["cfg"]["task"], args.arch, directory, pair)
-    return FairseqDecoder(task, build_model(args, task, state["model"])), 5
+    args, task_args, weights = read_model(path)
+    task = build_task(task_args, args.arch, directory, pair)
+    return FairseqDecoder(task, build_model(args, task, weights)), 5
 
 
 def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Sentences, beam: int | None) -> Agreement:
@@ -200,14 +201,19 @@ def read_sentences(
             prefix = str(directory / f"{subset}.{name}.")
             if indexed_dataset.dataset_exists(prefix + source, impl=None):
                 sides = (vocabularies.source, source), (vocabularies.target, target)
-                return Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
+                sentences = Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
+                if len(sentences.sources) != len(sentences.targets):
+                    raise TaskMoEError(f"{prefix}*: the two languages have different numbers of sentences; {AGAIN}")
+                return sentences
     raise TaskMoEError(f"{data[0]}: no {subset} set of {pair}, which --verify needs; name another with --gen-subset")
 
 
 def _read(prefix: str, vocabulary: Vocabulary, count: int | None) -> list[list[str]]:
+    check_set(prefix)
     dataset = data_utils.load_indexed_dataset(prefix, vocabulary.dictionary)
     total = len(dataset)
     wanted = total if count is None else min(count, total)
     eos = vocabulary.dictionary.eos()
     chosen = [dataset[row * total // wanted].tolist() for row in range(wanted)]
+    check_pieces(prefix, max(map(max, chosen)), len(vocabulary.symbols))
     return [[vocabulary.symbols[index] for index in sentence if index != eos] for sentence in chosen]

@@ -12,6 +12,8 @@ import torch
 from fairseq.data import BaseWrapperDataset, FairseqDataset
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 
+from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set
 from taskmoe_plugin.models.task_table import split_pair
 
 LANGUAGE_IDS = ("src_lang_id", "tgt_lang_id")
@@ -45,11 +47,40 @@ class LanguageIdDataset(BaseWrapperDataset):
         return batch  # type: ignore[no-any-return]
 
 
+class CheckedDataset(BaseWrapperDataset):
+    """One language's sentences, each of which is looked at for pieces that the dictionary lacks.
+
+    Args:
+        dataset: sentences as tensors (length,) int64.
+        prefix: the path of its files without their suffixes.
+        pieces: how many the dictionary has.
+    """
+
+    def __init__(self, dataset: Any, prefix: str, pieces: int) -> None:
+        super().__init__(dataset)
+        self.prefix = prefix
+        self.pieces = pieces
+
+    def __getitem__(self, index: int) -> Any:
+        sentence = self.dataset[index]
+        check_pieces(self.prefix, int(sentence.max()), self.pieces)
+        return sentence
+
+
 class LanguageIdDatasetManager(MultilingualDatasetManager):
-    """fairseq's data manager, with language ids on every item it loads."""
+    """fairseq's data manager, with language ids on every item it loads; damaged files are named."""
+
+    @classmethod
+    def load_data(cls, path: str, vdict: Any, impl: str | None) -> Any:
+        check_set(path)
+        dataset = super().load_data(path, vdict, impl)
+        return None if dataset is None else CheckedDataset(dataset, path, len(vdict))
 
     def load_a_dataset(self, *, src: str, tgt: str, **kwargs: Any) -> LanguageIdDataset:
-        dataset = super().load_a_dataset(src=src, tgt=tgt, **kwargs)
+        try:
+            dataset = super().load_a_dataset(src=src, tgt=tgt, **kwargs)
+        except AssertionError as error:
+            raise TaskMoEError(f"{self.args.data}: the data of {src}-{tgt}: {error}; {AGAIN}") from error
         return LanguageIdDataset(dataset, self.lang_dict.index(src), self.lang_dict.index(tgt))
 
     def pairs_without_data(self, split: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from fairseq.data import data_utils
@@ -19,12 +19,15 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError, use_one_line_errors
+from taskmoe_plugin.files.dictionaries import read_dictionary
+from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.resuming import check_restore_file, checkpoint_directories
 from taskmoe_plugin.parallel.shards import remove_unused
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
+from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.remembered_flags import leave_defaults_open, remember_flags, settle_flags
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
@@ -62,11 +65,14 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         self.validation_usage = ValidationUsage(logdir, self.lang_pairs) if logdir else None
         self.spread_experts: SpreadExperts | None = None
         self.optimizer: Any = None
+        self.save_dir_lock: IO[bytes] | None = None
         parse_bleu_args(args)
 
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> TaskMoETranslationTask:
         """Load the dictionaries and set the task up, or raise ``UsageError``."""
+        if not kwargs.get("from_checkpoint"):
+            check_command(args)
         try:
             settle_flags(args)
             task = super().setup_task(args, **kwargs)
@@ -78,6 +84,13 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             raise UsageError(" ".join(str(error).split())) from error
         remember_flags(task)
         return task  # type: ignore[no-any-return]
+
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Any:
+        """Load a dictionary, or raise an error that names the file and the line."""
+        if Path(filename).exists():
+            read_dictionary(Path(filename))
+        return super().load_dictionary(filename)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split, or raise ``UsageError`` if a pair has none."""
@@ -94,7 +107,10 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if getattr(args, "moe_expert_parallel", False) and not from_checkpoint:
             args.taskmoe_processes = distributed_utils.get_data_parallel_world_size()
             check_flags(args, args.taskmoe_processes)
-        trained = check_restore_file(args) if self.training and not from_checkpoint else None
+        starting = self.training and not from_checkpoint
+        if starting and not args.no_save and distributed_utils.get_global_rank() == 0:
+            self.save_dir_lock = lock_directory(Path(args.save_dir), f"--save-dir {args.save_dir}")
+        trained = check_restore_file(args) if starting else None
         model = super().build_model(args, from_checkpoint)
         # It is of this run alone, and would otherwise be in the checkpoint.
         del args.taskmoe_processes

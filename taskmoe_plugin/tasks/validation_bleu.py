@@ -50,18 +50,26 @@ def parse_bleu_args(args: Namespace) -> None:
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):
         flag, text = "--" + name.replace("_", "-"), getattr(args, name)
         try:
-            if not isinstance(json.loads(text), dict):
+            if not isinstance(json.loads(text, parse_constant=_refuse), dict):
                 raise UsageError(f"{flag} {text}: give a JSON object, e.g. '{{\"beam\": 4}}'")
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UsageError(f"{flag} {text}: not JSON ({error}); give an object, e.g. '{{\"beam\": 4}}'") from error
     if args.eval_tokenized_bleu and args.eval_bleu_tokenize:
         raise UsageError(
             f"--eval-bleu-tokenize {args.eval_bleu_tokenize}: contradicts --eval-tokenized-bleu; leave one of them out"
         )
+    if args.eval_bleu and args.eval_bleu_detok not in encoders.TOKENIZER_REGISTRY:
+        known = ", ".join(sorted(encoders.TOKENIZER_REGISTRY))
+        raise UsageError(f"--eval-bleu-detok {args.eval_bleu_detok}: no such detokenizer; give one of {known}")
     if args.eval_bleu and args.lang_tok_replacing_bos_eos:
         raise UsageError(
             "--eval-bleu: cannot be combined with --lang-tok-replacing-bos-eos; score with fairseq-generate"
         )
+
+
+def _refuse(constant: str) -> None:
+    # Python's reader takes NaN and infinities, which are no JSON.
+    raise ValueError(f"{constant} is no number")
 
 
 class ValidationBleu:

@@ -187,7 +187,7 @@ def shortened(corpus: Corpus, data: Path) -> str:
 def malformed(corpus: Corpus, data: Path) -> str:
     path = data / "dict.en.txt"
     path.write_text("a word without a count\n")
-    return f"{path}: no fairseq dictionary"
+    return f"{path}: line 1 is not 'piece count': 'a word without a count'"
 
 
 def not_utf8(corpus: Corpus, data: Path) -> str:
@@ -197,7 +197,7 @@ def not_utf8(corpus: Corpus, data: Path) -> str:
 
 
 def missing(corpus: Corpus, data: Path) -> str:
-    return f"{data / 'dict.en.txt'}: no such file; give the DATA_BIN that the model was trained on"
+    return f"{data / 'dict.en.txt'}: no such file; give the DATA_BIN that fairseq-preprocess wrote"
 
 
 @pytest.mark.parametrize("spoil", [shortened, malformed, not_utf8, missing], ids=lambda each: each.__name__)

@@ -38,6 +38,23 @@ TRAINING = [
     (("--lang-pairs", "en-de,en-cs"), "en-cs contains languages that are not in the language dictionary"),
     (("--lang-pairs", "en-de,fr-de,en-en"), "no valid data for en-en"),
     (("--eval-bleu", "--eval-bleu-args", "beam=4"), "--eval-bleu-args beam=4: not JSON"),
+    (("--eval-bleu", "--eval-bleu-args", '{"lenpen": NaN}'), "NaN is no number"),
+    (("--eval-bleu", "--eval-bleu-detok", "mosse"), "--eval-bleu-detok mosse: no such detokenizer; give one of moses,"),
+    (("--moe-gate-loss-wt", "nan"), "--moe-gate-loss-wt nan: give a finite number"),
+    (("--moe-task-gate-loss-wt", "inf"), "--moe-task-gate-loss-wt inf: give a finite number"),
+    (("--moe-z-loss-wt=-inf",), "--moe-z-loss-wt -inf: give a finite number"),
+    (("--label-smoothing", "nan"), "--label-smoothing nan: give a finite number"),
+    (("--encoder-moe-routing", "token", "--moe-capacity-factor", "inf"), "--moe-capacity-factor inf: give a finite"),
+    (("--encoder-moe-routing", "token", "--moe-eval-capacity-factor", "nan"), "--moe-eval-capacity-factor nan: give"),
+    (("--moe-router-jitter", "nan"), "--moe-router-jitter nan: give a finite number"),
+    (("--moe-expert-dropout", 1.5), "--moe-expert-dropout 1.5: give a value from 0 up to 1"),
+    (("--moe-expert-dropout", -0.5), "--moe-expert-dropout -0.5: give a value from 0 up to 1"),
+    (("--langs", "en,de,en"), "--langs en,de,en: has en more than once"),
+    (("--langs", "en,de,pt-BR"), "--langs pt-BR: a language code cannot contain a hyphen"),
+    (("--lang-pairs", "en"), "--lang-pairs en: is no pair of languages; write it as in en-de,de-en"),
+    (("--lang-pairs", "en-de,en_fr"), "--lang-pairs en_fr: is no pair of languages"),
+    (("--lang-pairs", "en-de,en-pt-BR"), "--lang-pairs en-pt-BR: a language code cannot contain a hyphen"),
+    (("--restore-file", "nowhere.pt"), "--restore-file nowhere.pt: no such file; give a checkpoint"),
 ]
 
 
@@ -65,6 +82,21 @@ def test_a_pair_without_a_group_is_named(corpus: Corpus, tmp_path: Path, capsys)
     path.write_text("en-de\tone\nde-en\tone\nen-fr\ttwo\nde-fr\ttwo\n")
     flags = ("--decoder-moe-routing", "group", "--moe-task-groups", path)
     assert f"{path}: no group for fr-en" in error_of(capsys, train, corpus, tmp_path, *flags)
+
+
+def test_a_pair_in_two_groups_is_refused(corpus: Corpus, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "groups.tsv"
+    path.write_text(
+        "".join(f"{pair}\tone\n" for pair in ("en-de", "de-en", "en-fr", "fr-en", "de-fr")) + "en-de\ttwo\n"
+    )
+    flags = ("--decoder-moe-routing", "group", "--moe-task-groups", path)
+    message = error_of(capsys, train, corpus, tmp_path, *flags)
+    assert f"--moe-task-groups {path}: line 6 puts en-de into two, an earlier one into one" in message
+
+
+def test_a_mistyped_checkpoint_trains_nothing(corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys) -> None:
+    error_of(capsys, train, corpus, tmp_path / "wrong", "--restore-file", f"{checkpoint}x")
+    assert not list((tmp_path / "wrong").glob("*.pt"))
 
 
 def test_an_unseen_pair_is_refused_under_pair_routing_and_the_known_ones_are_named(
