@@ -58,10 +58,10 @@ package = types.ModuleType("taskmoe_plugin")
 package.__path__ = [{str(PACKAGE)!r}]
 sys.modules["taskmoe_plugin"] = package
 import torch
-from taskmoe_plugin.moe import Expert, MoELayer, RoutedBatch, TokenBatch, TokenRouter
-layer = MoELayer(TokenRouter(4, 2, 1), [Expert(4, 8, torch.relu) for _ in range(2)])
-batch = RoutedBatch(TokenBatch.from_padding(torch.zeros(2, 3, dtype=torch.bool)))
-print(tuple(layer(torch.randn(3, 2, 4), batch)[0].shape))
+from taskmoe_plugin.moe import Experts, MoELayer, TokenRouter, Tokens
+layer = MoELayer(2, Experts(2, 4, 8, torch.relu), TokenRouter(4, 2, 1))
+tokens = Tokens.from_padding(torch.zeros(2, 3, dtype=torch.bool))
+print(tuple(layer(torch.randn(3, 2, 4), tokens)[0].shape))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "(3, 2, 4)", result.stderr

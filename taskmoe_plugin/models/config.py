@@ -99,9 +99,9 @@ def check_format(args: Namespace, name: str) -> None:
     """
     found = getattr(args, "taskmoe_format", 1)
     if found != FORMAT:
-        age = "older" if found < FORMAT else "newer"
+        age = "an older" if found < FORMAT else "a newer"
         raise TaskMoEError(
-            f"{name}: has format {found}, of an {age} version of taskmoe_plugin, and this one reads format {FORMAT}; "
+            f"{name}: has format {found}, of {age} version of taskmoe_plugin, and this one reads format {FORMAT}; "
             "use that version for it, or train again"
         )
 
