@@ -1,4 +1,5 @@
-# make demo: train and translate on real text.  make test: lint and all tests.  Both set up .venv first.
+# make demo: train and translate on real text.  make test: lint and all tests.  make quick: lint and the tests without
+# training.  All set up .venv first.
 
 PYTHON ?= python3
 EXAMPLE := examples/wmt_multilingual
@@ -6,13 +7,19 @@ INSTALLED := .venv/installed
 # Finds the tools of the environment, and nothing of another one that may be active.
 IN_VENV := env -u PYTHONPATH -u PYTHONHOME PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test quick lint venv clean
 
 demo: venv
 	$(IN_VENV) $(EXAMPLE)/run.sh $(EXAMPLE)/settings/demo.sh
 
 test: lint
 	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist worksteal
+
+# What needs no training: in under a minute, while one writes.
+QUICK := tests/moe tests/models tests/formats tests/test_errors.py tests/test_imports.py
+
+quick: lint
+	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist worksteal -q $(QUICK)
 
 lint: venv
 	$(IN_VENV) ruff check .

@@ -76,7 +76,7 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
     fairseq_args = [
         str(directory), "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs),
         *moe_args(args, "task", args.experts), "--share-all-embeddings", "--encoder-langtok", "tgt",
-        "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096", "--cpu",
+        "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096", "--cpu", "--no-save",
     ]  # fmt: skip
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), fairseq_args))
     task = tasks.setup_task(cfg.task)

@@ -81,7 +81,13 @@ def make_trainer(
     """A trainer of the scenario's model, with the initial weights that every number of processes gives it."""
     cfg = deepcopy(configuration(corpus, processes, rank, *scenario.training))
     directory = str(save_dir or corpus.bin.parent / "unused")
-    flags = {**scenario.model, "moe_expert_parallel": scenario.spread, "save_dir": directory}
+    # A directory is one training's alone; those that save nothing need none.
+    flags = {
+        **scenario.model,
+        "moe_expert_parallel": scenario.spread,
+        "save_dir": directory,
+        "no_save": save_dir is None,
+    }
     if restore_file is not None:
         flags["restore_file"] = str(restore_file)
     cfg.checkpoint.save_dir = directory
