@@ -79,7 +79,8 @@ class TaskMoEDecoder(TransformerDecoderBase):
         return x, extra
 
     def _route(self, prev_output_tokens: Tensor, encoder_out: dict[str, list[Any]]) -> RoutedBatch:
-        tokens = self.moe_config.tokens(prev_output_tokens.eq(self.padding_idx), any(encoder_out["filler"]))
+        padding = next(iter(encoder_out.get("target_padding", ())), prev_output_tokens.eq(self.padding_idx))
+        tokens = self.moe_config.tokens(padding, any(encoder_out["filler"]))
         if self.tasks:
             source, target = (next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id"))
             return self.tasks.route(tokens, source, target, self.moe_state.task_routers())
