@@ -37,8 +37,9 @@ stop_after() {
 }
 
 mkdir -p "$WORK_DIR"
-if [[ ! -f $WORK_DIR/settings ]]; then
-    settings >"$WORK_DIR/settings"
+if [[ ! -s $WORK_DIR/settings ]]; then
+    settings >"$WORK_DIR/settings.partial"
+    mv "$WORK_DIR/settings.partial" "$WORK_DIR/settings"
 elif ! settings | cmp -s - "$WORK_DIR/settings"; then
     fail "$WORK_DIR: made with other settings (they are in $WORK_DIR/settings); delete it or set another WORK_DIR"
 fi
