@@ -18,14 +18,13 @@ def lock_directory(directory: Path, flag: str) -> IO[bytes]:
     forked processes do not inherit these.
 
     Args:
-        directory: made if need be; a file in it, ``.training``, carries the lock.
+        directory: where it is; a file in it, ``.training``, carries the lock.
         flag: how the user has named it.
 
     Raises:
         TaskMoEError: another process has locked it, or it cannot be written to.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         file = (directory / NAME).open("ab")
     except OSError as error:
         raise TaskMoEError(f"{flag}: cannot be written ({error.strerror}); give another directory") from error

@@ -90,7 +90,8 @@ class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
         sentence = None
         if self.moe_config.routing == "sentence" and self.routed_layers:
             sentence = mean_of_source(encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0])
-        routing = self.route(tokens.eq(self.padding_idx), source, target, any(encoder_out["filler"]), sentence)
+        padding = next(iter(encoder_out.get("target_padding", ())), tokens.eq(self.padding_idx))
+        routing = self.route(padding, source, target, any(encoder_out["filler"]), sentence)
         if incremental_state is not None and routing.is_folded:
             incremental_state[FOLDED] = routing
         return routing

@@ -67,6 +67,7 @@ class TaskMoETransformerModel(TransformerModel):
         src_lang_id: Tensor | None = None,
         tgt_lang_id: Tensor | None = None,
         filler: bool = False,
+        target_padding: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Logits (B, T, V) of a batch, and a dictionary with the records of the MoE layers under ``moe``.
 
@@ -79,6 +80,7 @@ class TaskMoETransformerModel(TransformerModel):
             alignment_layer, alignment_heads: which cross-attention to return.
             src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
             filler: the batch is there only to keep this process in step with others that have one.
+            target_padding: (B, T) bool, which of the target's padding symbols are padding; None: all.
         """
         encoder_out = self.encoder(
             src_tokens,
@@ -88,6 +90,7 @@ class TaskMoETransformerModel(TransformerModel):
             tgt_lang_id=tgt_lang_id,
             filler=filler,
         )
+        encoder_out["target_padding"] = [] if target_padding is None else [target_padding]
         return self.decoder(  # type: ignore[no-any-return]
             prev_output_tokens,
             encoder_out=encoder_out,

@@ -48,23 +48,29 @@ class Agreement:
 
     Attributes:
         sentences: number of sentences that were translated.
-        different: those whose translations differ: number in the sample, full model's, subnet's.
+        tied: those whose translations differ, but which the full model finds equally good.
+        different: the others whose translations differ: number in the sample, full model's, subnet's.
         scored: number of sentence pairs whose tokens were scored.
+        left_out: number of sentence pairs that have pieces which the subnet lacks.
         largest, mean: difference of log-probabilities (natural) of the references' tokens.
     """
 
     sentences: int
+    tied: int
     different: list[tuple[int, str, str]]
     scored: int
+    left_out: int
     largest: float
     mean: float
 
     def __str__(self) -> str:
-        equal = self.sentences - len(self.different)
+        equal = self.sentences - self.tied - len(self.different)
         hypotheses = f"{equal} of {self.sentences} hypotheses equal, " if self.sentences else ""
+        tied = f"{self.tied} equally good, " if self.tied else ""
+        left_out = f" ({self.left_out} more have pieces that were trimmed)" if self.left_out else ""
         return (
-            f"{hypotheses}scores of {self.scored} references differ by at most {self.largest:.1e} "
-            f"a token, {self.mean:.1e} on average"
+            f"{hypotheses}{tied}scores of {self.scored} references differ by at most {self.largest:.1e} "
+            f"a token, {self.mean:.1e} on average{left_out}"
         )
 
 
@@ -146,14 +152,38 @@ def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Senten
         scored: the sentence pairs to score.
         beam: beam size; None: translate nothing.
     """
-    different = []
+    tied, different = 0, []
     if beam is not None:
-        pairs = zip(full.translate(sentences.sources, beam), subnet.translate(sentences.sources, beam))
-        different = [(row, " ".join(a), " ".join(b)) for row, (a, b) in enumerate(pairs) if a != b]
-    expected, found = (each.score(scored.sources, scored.targets) for each in (full, subnet))
-    gaps = [abs(a - b) for one, other in zip(expected, found) for a, b in zip(one, other, strict=True)]
-    translated = 0 if beam is None else len(sentences)
-    return Agreement(translated, different, len(scored), max(gaps, default=0.0), sum(gaps) / max(len(gaps), 1))
+        found = [each.translate(sentences.sources, beam) for each in (full, subnet)]
+        rows = [row for row, (one, other) in enumerate(zip(*found)) if one != other]
+        sources = [sentences.sources[row] for row in rows]
+        translations = [[each[row] for row in rows] for each in found]
+        scores = [full.score(sources, each) for each in translations]
+        for row, (one, other), (score, other_score) in zip(rows, zip(*translations), zip(*scores)):
+            if _tie(one, other, score, other_score, beam):
+                tied += 1
+            else:
+                different.append((row, " ".join(one), " ".join(other)))
+    expected, reached = (each.score(scored.sources, scored.targets) for each in (full, subnet))
+    gaps = [abs(a - b) for one, other in zip(expected, reached) for a, b in zip(one, other, strict=True)]
+    translated, left_out = 0 if beam is None else len(sentences), len(sentences) - len(scored)
+    largest, mean = max(gaps, default=0.0), sum(gaps) / max(len(gaps), 1)
+    return Agreement(translated, tied, different, len(scored), left_out, largest, mean)
+
+
+def _tie(one: list[str], other: list[str], scores: list[float], other_scores: list[float], beam: int) -> bool:
+    """Whether rounding may decide between two translations, by the full model's scores of their pieces and ends.
+
+    A beam ranks by the mean score of a piece; without one, the first piece that differs decides.
+    """
+    if beam > 1:
+        means = [sum(each) / len(each) for each in (scores, other_scores)]
+        return abs(means[0] - means[1]) <= SCORE_LIMIT
+    first = next(
+        (place for place, (a, b) in enumerate(zip(one, other)) if a != b),
+        min(len(one), len(other)),
+    )
+    return abs(scores[first] - other_scores[first]) <= SCORE_LIMIT
 
 
 def _check(name: str, agreement: Agreement, rounded: bool) -> None:
@@ -165,8 +195,13 @@ def _check(name: str, agreement: Agreement, rounded: bool) -> None:
         rounded: whether the subnet's weights were rounded, so that only gross differences are an error.
 
     Raises:
-        TaskMoEError: the subnet differs from the full model.
+        TaskMoEError: the subnet differs from the full model, or nothing was compared.
     """
+    if not agreement.scored:
+        raise TaskMoEError(
+            f"--verify {name}: nothing was compared, because all {agreement.left_out} sentences have pieces that were "
+            "trimmed; give more sentences, or another set with --gen-subset"
+        )
     if rounded:
         failed, limit = agreement.mean > ROUNDED_SCORE_LIMIT, f"{ROUNDED_SCORE_LIMIT} on average"
     else:

@@ -108,7 +108,8 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             args.taskmoe_processes = distributed_utils.get_data_parallel_world_size()
             check_flags(args, args.taskmoe_processes)
         starting = self.training and not from_checkpoint
-        if starting and not args.no_save and distributed_utils.get_global_rank() == 0:
+        # fairseq-train has made the directory by now; a program that only builds a model writes nothing.
+        if starting and not args.no_save and Path(args.save_dir).is_dir() and distributed_utils.get_global_rank() == 0:
             self.save_dir_lock = lock_directory(Path(args.save_dir), f"--save-dir {args.save_dir}")
         trained = check_restore_file(args) if starting else None
         model = super().build_model(args, from_checkpoint)

@@ -64,6 +64,22 @@ def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(fol
     )
 
 
+def test_settings_are_written_whole_or_not_at_all(folder: Path, tmp_path: Path) -> None:
+    changes = {"INPUT_DIR": str(folder / "mine"), "UNTIL": "text"}
+    # What a run leaves that is killed before it has written anything.
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "settings").touch()
+    finished = run_all(tmp_path, **changes)
+    assert finished.returncode == 0, finished.stderr
+    whole = (tmp_path / "work" / "settings").read_text()
+    assert "GENERATE_FLAGS" in whole
+    # It goes to another name first.
+    (tmp_path / "work" / "settings").unlink()
+    (tmp_path / "work" / "settings.partial").mkdir()
+    assert run_all(tmp_path, **changes).returncode != 0
+    assert not (tmp_path / "work" / "settings").exists()
+
+
 @pytest.mark.parametrize("step", ["run.sh", "binarize.sh", "train.sh", "translate.sh"])
 def test_a_step_explains_itself_and_refuses_wrong_usage(step: str, tmp_path: Path) -> None:
     assert run_step(step, "--help").stdout.startswith(f"Usage: {step} SETTINGS\n\n")
