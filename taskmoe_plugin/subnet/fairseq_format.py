@@ -84,7 +84,7 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
     forget_dictionaries(task)
     if args.arch == STOCK_MODEL:
         # Safe loading refuses a Namespace where no plugin vouches for it; fairseq takes dictionaries as well.
-        cfg["model"], cfg["task"] = vars(args), vars(task)
+        cfg = {name: vars(part) if isinstance(part, Namespace) else part for name, part in cfg.items()}
     state = {
         "args": None,
         "cfg": cfg,
