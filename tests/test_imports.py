@@ -14,7 +14,7 @@ import taskmoe_plugin
 PACKAGE = Path(taskmoe_plugin.__file__).parent
 MAY_IMPORT = {
     "moe": {"moe"},
-    "parallel": {"moe", "parallel", "errors"},
+    "parallel": {"moe", "parallel", "files", "errors"},
     "models": {"moe", "parallel", "models", "errors"},
     "criterions": {"moe", "parallel", "models", "criterions", "errors"},
     "tasks": {"moe", "parallel", "models", "tasks", "scoring", "memory", "files", "errors"},

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.writing import save
 from taskmoe_plugin.parallel.placement import held_by
 
 KEY = "expert_shards"  # among the tensors of a checkpoint's model: its manifest
@@ -60,11 +61,14 @@ def write_shard(
         weights: its slices (E/W, …) by name.
         optimizer: their optimizer state by name.
         numbers: their numbers among all parameters, by which the checkpoint knows the optimizer state of the others.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     contents = {"file": file, "model": dict(weights), "optimizer": dict(optimizer), "numbers": dict(numbers)}
-    torch.save(contents, temporary)
+    save(contents, temporary)
     temporary.replace(path)
 
 

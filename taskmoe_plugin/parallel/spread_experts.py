@@ -13,7 +13,7 @@ from fairseq import utils
 from fairseq.distributed import LegacyDistributedDataParallel
 from torch import Tensor, nn
 
-from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.errors import TaskMoEError, UsageError
 from taskmoe_plugin.parallel.gradients import clip_by_whole_norm, fit_buffer, ignore_in_ddp
 from taskmoe_plugin.parallel.group import ExpertGroup
 from taskmoe_plugin.parallel.shards import KEY, ExpertShards, is_by_expert, is_stacked, make_manifest, write_shard
@@ -79,16 +79,28 @@ class SpreadExperts:
         """Replace what a checkpoint has of experts by those of this process."""
         manifest = state.pop(KEY, None)
         names = [name for name, _ in module.named_parameters() if is_stacked(name)]
-        if manifest is None:
-            if names and not any(name in state for name in names):
-                raise TaskMoEError("the checkpoint has no experts: it was written in a crash; use an earlier one")
-            self._loaded, self._loaded_whole = None, True
-            if self._group is not None:
-                state.update({name: state[name][self._held.start : self._held.stop] for name in names if name in state})
+        if manifest is not None:
+            self._loaded, self._loaded_whole = ExpertShards(manifest, self._directories), False
+            self._check_count(self._loaded.experts)
+            self._loaded.check_complete()
+            state.update({name: self._loaded.part(name, self._held) for name in names if name in self._loaded})
             return
-        self._loaded, self._loaded_whole = ExpertShards(manifest, self._directories), False
-        self._loaded.check_complete()
-        state.update({name: self._loaded.part(name, self._held) for name in names if name in self._loaded})
+        self._loaded, self._loaded_whole = None, True
+        whole = {name: state[name] for name in names if name in state}
+        if names and not whole:
+            raise TaskMoEError("the checkpoint has no experts: it was written in a crash; use an earlier one")
+        if self._group is not None:
+            for each in whole.values():
+                self._check_count(each.size(0))
+            state.update({name: each[self._held.start : self._held.stop] for name, each in whole.items()})
+
+    def _check_count(self, experts: int) -> None:
+        # Slices of another number of experts may fit as well.
+        if experts != self._experts:
+            raise UsageError(
+                f"--moe-expert-count {self._experts}: the checkpoint has {experts} experts in each layer; "
+                f"give {experts}"
+            )
 
     def _without_experts(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         for name in [name for name in state if is_stacked(name)]:
@@ -98,14 +110,16 @@ class SpreadExperts:
 
     def _restore(self, states: dict[Tensor, Any], stacked: dict[str, Tensor]) -> None:
         """Complete the optimizer state that fairseq has restored from a checkpoint; without any, do nothing."""
-        loaded, self._loaded = self._loaded, None
+        loaded, whole = self._loaded, self._loaded_whole
+        # Another optimizer has nothing to take from this checkpoint.
+        self._loaded, self._loaded_whole = None, False
         if not states:
             return
         for name, parameter in stacked.items():
             if loaded is not None and name in loaded:
                 state = loaded.optimizer_state(name, self._held)
                 states[parameter] = {key: _to(value, parameter.device) for key, value in state.items()}
-            elif self._loaded_whole and self._group is not None and parameter in states:
+            elif whole and self._group is not None and parameter in states:
                 own = slice(self._held.start, self._held.stop)
                 states[parameter] = {
                     key: value[own].clone() if is_by_expert(key, value, parameter.shape) else value

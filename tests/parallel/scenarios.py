@@ -13,6 +13,12 @@ Parts = tuple[tuple[tuple[Row, ...] | None, ...], ...]
 SGD = ("--optimizer", "sgd", "--lr", 0.1)
 ADAM = ("--optimizer", "adam", "--lr", 1e-3, "--adam-eps", 1e-3, "--weight-decay", 0.1)
 CLIPPED = (*SGD, "--clip-norm", 0.3)
+# It clips each update by its own norm, and a process knows the norm of its own experts alone; here nothing is clipped.
+# With the default epsilon it makes updates of mere rounding where a gradient is zero.
+ADAFACTOR = (
+    "--optimizer", "adafactor", "--lr", 1e-3, "--beta1", 0.9, "--clip-threshold", 1e9,
+    "--adafactor-eps", "(1e-8, 1e-3)",
+)  # fmt: skip
 # Where every process has all experts, each has the gates' losses of its own batch.
 NO_GATE_LOSS = (*SGD, "--moe-gate-loss-wt", 0, "--moe-z-loss-wt", 0)
 ROUTINGS = ("source", "target", "pair", "group", "sentence", "token")
@@ -68,10 +74,15 @@ def _by_routing() -> dict[str, Scenario]:
 
 TOKEN, TASK = _routed("token", "token"), _routed("source", "target")
 STATIC = {**TASK, "moe_task_gate": "static", "moe_top_k": 1}
+NOISE = {**TASK, "moe_router_jitter": 0.5, "moe_top_k": 1}
+NO_EXPERTS = {**TASK, "encoder_moe_freq": 0, "decoder_moe_freq": 0}
 # Updates on 1, 2, 4 and 1 processes, saved and loaded in between; and on one process all the time.
 RESHARDED = {
     "adam": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), STATIC, ADAM),
     "nag": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TOKEN, ("--optimizer", "nag", "--lr", 0.01)),
+    "adafactor": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TASK, ADAFACTOR),
+    "noise": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), NOISE, ADAM),
+    "no-experts": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), NO_EXPERTS, ADAM),
     "memory-efficient-bf16": Scenario(
         (EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TASK, (*ADAM, "--clip-norm", 0.3, "--memory-efficient-bf16")
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -99,6 +100,22 @@ def test_when_one_process_fails_the_others_stop_within_a_minute(corpus: Corpus, 
         assert running[1].exitcode == {"exits": 3}.get(how, 1)
     error = (corpus.bin.parent / "failing" / how / "error-0").read_text()
     assert error.startswith("RuntimeError")
+
+
+def test_when_one_process_cannot_write_its_experts_all_say_so(corpus: Corpus) -> None:
+    write_groups(corpus)
+    directory = corpus.bin.parent / "failing" / "disk"
+    with started(jobs.fail, 2, corpus.bin.parent, "disk") as running:
+        for process in running:
+            process.join(MINUTE)
+            assert process.exitcode == 1
+    for rank, reason in enumerate(("by another process", "File too large")):
+        error = (directory / f"error-{rank}").read_text()
+        assert re.fullmatch(
+            rf"TaskMoEError: {directory}/experts/\w+-{rank}of2.pt: cannot be written \({reason}\); earlier checkpoints "
+            "are complete", error,
+        )  # fmt: skip
+    assert not list(directory.glob("*.pt"))
 
 
 def test_nan_on_one_process_stops_all_as_it_stops_one_and_leaves_no_usable_checkpoint(

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from taskmoe_plugin.parallel.shards import is_stacked
 from tests.helpers.corpus import Corpus
 from tests.parallel.scenarios import RESHARDED, STAGES
 from tests.parallel.test_same_training import assert_near, whole
 from tests.parallel.training import stage_directory
 
-WITHIN = {"memory-efficient-bf16": 0.03}
+# With Adafactor, biases are near only: of those of its own experts alone, a process knows the mean over experts.
+WITHIN = {"memory-efficient-bf16": 0.03, "adafactor": 2e-4}
 
 
 def results(corpus: Corpus, name: str, stage: int) -> list[list[dict[str, Any]]]:
@@ -37,7 +39,7 @@ def test_a_process_alone_saves_a_checkpoint_in_one_file(unbroken: Any, corpus: C
         directory = stage_directory(corpus, name, stage)
         assert not (directory / "experts").exists()
         model = torch.load(directory / "checkpoint_last.pt", weights_only=True)["model"]
-        assert model["decoder.layers.1.moe.experts.fc2_bias"].size(0) == 4
+        assert [model[each].size(0) for each in model if is_stacked(each)] == ([] if name == "no-experts" else [4] * 8)
         assert "expert_shards" not in model
 
 
