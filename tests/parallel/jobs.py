@@ -8,20 +8,23 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq.models import distributed_fairseq_model
+from fairseq.trainer import Trainer
 from torch import distributed as dist
 
 from taskmoe_plugin.bench.workers import peak_bytes
+from taskmoe_plugin.moe import TaskGates
 from taskmoe_plugin.parallel.placement import held_by
 from taskmoe_plugin.parallel.shards import is_stacked, make_manifest, write_shard
 from taskmoe_plugin.subnet.consolidate import consolidate
 from tests.helpers.corpus import Corpus
-from tests.parallel.scenarios import DDP, RESHARDED, SCENARIOS
-from tests.parallel.training import make_trainer, run_stage, run_updates, save_as_fairseq, tensors
+from tests.parallel.scenarios import BACKENDS, DDP, EVEN, NOISY, RESHARDED, SCENARIOS
+from tests.parallel.training import make_trainer, run_stage, run_updates, sample, save_as_fairseq, tensors
 
 
 def corpus_in(directory: Path) -> Corpus:
@@ -35,21 +38,56 @@ def train_scenarios(rank: int, processes: int, directory: Path) -> None:
     for name, scenario in SCENARIOS.items():
         trainer = make_trainer(corpus_in(directory), scenario, processes, rank)
         results[name] = run_updates(trainer, scenario.updates, processes, rank)
+    for name, scenario in NOISY.items():
+        trainer = make_trainer(corpus_in(directory), scenario, processes, rank)
+        for gates in (each for each in trainer.get_model().modules() if isinstance(each, TaskGates)):
+            # Otherwise tasks keep the experts that were dealt to them, whatever the noise.
+            gates.head_start.zero_()
+        results[f"noisy-{name}"] = run_updates(trainer, scenario.updates, processes, rank)
     torch.save(results, directory / f"results-{rank}.pt")
 
 
 def train_with_ddp(rank: int, processes: int, directory: Path) -> None:
-    """The same under PyTorch's DDP. fairseq tells it of GPUs, which it refuses for a model that is on none."""
+    """Train with each way of exchanging gradients, and count the collectives of a forward pass; write what comes of it.
+
+    fairseq tells PyTorch's DDP of GPUs, which it refuses for a model that is on none.
+    """
     original = distributed_fairseq_model.DistributedDataParallel
     distributed_fairseq_model.DistributedDataParallel = lambda **given: original(
         **{**given, "device_ids": None, "output_device": None}
     )
-    results = {}
-    for name, scenario in DDP.items():
-        trainer = make_trainer(corpus_in(directory), scenario, processes, rank)
-        results[name] = run_updates(trainer, scenario.updates, processes, rank)
-        assert isinstance(trainer.model.module, original)
+    results, collectives = {}, {}
+    for backend in BACKENDS:
+        for name, scenario in DDP.items():
+            trainer = make_trainer(corpus_in(directory), replace(scenario, backend=backend), processes, rank)
+            results[backend, name] = run_updates(trainer, scenario.updates, processes, rank)
+            assert isinstance(trainer.model.module, original) == (backend == "pytorch_ddp")
+            if backend == "legacy_ddp":
+                collectives[name] = count_collectives(trainer, sample(EVEN[0][rank] or ()))
     torch.save(results, directory / f"ddp-results-{rank}.pt")
+    torch.save(collectives, directory / f"collectives-{rank}.pt")
+
+
+def count_collectives(trainer: Trainer, batch: dict[str, Any]) -> dict[str, list[int]]:
+    """The collectives in which the loss of a batch is computed, by what they do: the sizes of what they exchange."""
+    found: dict[str, list[int]] = {}
+    whole = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "all_to_all_single", "broadcast")}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            found.setdefault(name, []).append(tensor.numel() if isinstance(tensor, torch.Tensor) else len(tensor))
+            return whole[name](tensor, *args, **kwargs)
+
+        return call
+
+    for name in whole:
+        setattr(dist, name, counted(name))
+    try:
+        trainer.criterion(trainer.model, batch)
+    finally:
+        for name, original in whole.items():
+            setattr(dist, name, original)
+    return found
 
 
 def reshard(rank: int, processes: int, directory: Path, stage: int) -> None:

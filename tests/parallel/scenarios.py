@@ -33,6 +33,7 @@ class Scenario:
         model: flags of the model, as attributes.
         training: flags of fairseq-train.
         spread: whether experts are spread over the processes, or every process has all of them.
+        backend: how gradients are exchanged.
         double: compute in double precision, for which fairseq's trainer has no norm; otherwise train as it does.
     """
 
@@ -40,6 +41,7 @@ class Scenario:
     model: dict[str, Any]
     training: tuple[Any, ...] = SGD
     spread: bool = True
+    backend: str = "legacy_ddp"
     double: bool = False
 
 
@@ -89,20 +91,42 @@ RESHARDED = {
 }
 STAGES = ((1, slice(0, 2)), (2, slice(2, 3)), (4, slice(3, 4)), (1, slice(4, 5)))
 
-PYTORCH_DDP = ("--ddp-backend", "pytorch_ddp")
-# fairseq's default, PyTorch's own DDP, which insists on a gradient for every parameter in every update. A process uses
-# some experts and tasks only (STATIC), one task, or nothing; an update has two batches.
+# For fairseq's default too, PyTorch's own DDP, which insists on a gradient for every parameter in every update. A
+# process uses some experts and tasks only (STATIC), one task, or nothing; an update has two batches; a stack's only
+# layer is no MoE layer.
+BACKENDS = ("pytorch_ddp", "legacy_ddp")
 DDP = {
-    "replicated": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, (*ADAM, *PYTORCH_DDP), spread=False),
-    "replicated-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, (*NO_GATE_LOSS, *PYTORCH_DDP), spread=False),
+    "replicated": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, ADAM, spread=False),
+    "replicated-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, NO_GATE_LOSS, spread=False),
     "replicated-pair": Scenario(
-        (ONE_TASK, HALVES), {**_routed("pair", "source"), "moe_freq": 1}, (*CLIPPED, *PYTORCH_DDP), spread=False
+        (ONE_TASK, HALVES, FILLER), {**_routed("pair", "source"), "moe_freq": 1}, CLIPPED, spread=False
     ),
-    "spread": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, (*ADAM, *PYTORCH_DDP)),
-    "spread-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, (*CLIPPED, *PYTORCH_DDP)),
-    "no-experts": Scenario(
-        (FILLER, HALVES), {**TASK, "encoder_moe_freq": 0, "decoder_moe_freq": 0}, (*SGD, *PYTORCH_DDP), spread=False
+    "replicated-checkpointing": Scenario(
+        (ONE_TASK, HALVES),
+        {**_routed("sentence", "target"), "checkpoint_activations": True},
+        NO_GATE_LOSS,
+        spread=False,
     ),
+    "replicated-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}, NO_GATE_LOSS, spread=False),
+    "spread": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, ADAM),
+    "spread-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, CLIPPED),
+    "spread-pair": Scenario((ONE_TASK, HALVES, FILLER), {**_routed("pair", "source"), "moe_freq": 1}, CLIPPED),
+    "spread-checkpointing": Scenario(
+        (ONE_TASK, HALVES, FILLER), {**_routed("sentence", "target"), "checkpoint_activations": True}
+    ),
+    "spread-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}),
+    "spread-dense-decoder": Scenario((FILLER, HALVES), {**TASK, "decoder_layers": 1}, CLIPPED),
+    "no-experts": Scenario((FILLER, HALVES), NO_EXPERTS, CLIPPED),
+    "no-experts-replicated": Scenario((FILLER, HALVES), NO_EXPERTS, spread=False),
+}
+# Processes have the same noise for tasks, whatever else they have drawn. Noise of their own tokens and sentences, and
+# dropout, are of a process, so that there is no single one to compare with.
+NOISY = {
+    "task": Scenario((EVEN, ONE_TASK, FILLER, HALVES), {**NOISE, "dropout": 0.1}),
+    "token": Scenario(
+        (EVEN, ONE_TASK, FILLER, HALVES), {**TOKEN, "moe_router_jitter": 0.5, "moe_capacity_factor": 1.0}
+    ),
+    "sentence": Scenario((EVEN, ONE_TASK, FILLER), {**_routed("sentence", "sentence"), "moe_router_jitter": 0.5}),
 }
 
 SCENARIOS = {
@@ -116,9 +140,8 @@ SCENARIOS = {
     "clipping-task": Scenario((EVEN, UNEVEN), _routed("pair", "target"), CLIPPED),
     "encoder-only": Scenario((EVEN,), {**TOKEN, "decoder_moe_freq": 0}),
     "decoder-only": Scenario((EVEN, FILLER), {**_routed("token", "sentence"), "encoder_moe_freq": 0}),
-    "no-experts": Scenario((EVEN, FILLER), {**TASK, "encoder_moe_freq": 0, "decoder_moe_freq": 0}, CLIPPED),
-    "noise": Scenario((EVEN, ONE_TASK), {**TASK, "moe_router_jitter": 0.5, "moe_top_k": 1}, SGD),
-    "checkpointing": Scenario((EVEN, UNEVEN), {**_routed("token", "target"), "checkpoint_activations": True}),
+    "noise": Scenario((EVEN, ONE_TASK), NOISE),
+    "noise-pair": Scenario((HALVES, FILLER), {**_routed("pair", "group"), "moe_router_jitter": 0.5}, CLIPPED),
     "sentence-average": Scenario((UNEVEN,), TOKEN, (*SGD, "--sentence-avg")),
     "replicated": Scenario((EVEN, UNEVEN, FILLER), TOKEN, NO_GATE_LOSS, spread=False),
     "replicated-sentence": Scenario(

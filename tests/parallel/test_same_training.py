@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskmoe_plugin.parallel.shards import is_stacked
 from tests.parallel.conftest import Trained
-from tests.parallel.scenarios import SCENARIOS
+from tests.parallel.scenarios import NOISY, SCENARIOS
 
 STACKS = ("encoder", "decoder")
 HALF = {"bf16": 0.05, "memory-efficient-bf16": 0.05, "fp16": 0.005, "memory-efficient-fp16": 0.005}
@@ -84,6 +84,18 @@ def test_each_process_holds_its_share_of_the_experts(trained: Trained, name: str
 def test_replicated_experts_are_on_every_process(trained: Trained) -> None:
     for process in trained.together:
         assert process["replicated"][0]["weights"].keys() == trained.alone["replicated"][0]["weights"].keys()
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_processes_with_noise_of_their_own_train_the_same_model(trained: Trained, name: str) -> None:
+    first, second = (process[f"noisy-{name}"] for process in trained.together)
+    assert len(first) == len(NOISY[name].updates)
+    for one, other in zip(first, second):
+        assert one["logged"] == other["logged"]
+        for parameter, weight in one["weights"].items():
+            assert weight.isfinite().all()
+            if not is_stacked(parameter):
+                torch.testing.assert_close(other["weights"][parameter], weight, rtol=0, atol=0)
 
 
 def test_the_scenarios_are_what_they_are_for(trained: Trained) -> None:

@@ -35,7 +35,7 @@ COMMON = (
     "--criterion", "taskmoe_label_smoothed_cross_entropy", "--moe-gate-loss-wt", 0.05,
     "--moe-task-gate-loss-wt", 0.05, "--moe-z-loss-wt", 0.01,
     "--label-smoothing", 0.1,
-    "--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo",
+    "--distributed-backend", "gloo",
 )  # fmt: skip
 
 
@@ -87,10 +87,12 @@ def make_trainer(
         "moe_expert_parallel": scenario.spread,
         "save_dir": directory,
         "no_save": save_dir is None,
+        "ddp_backend": scenario.backend,
     }
     if restore_file is not None:
         flags["restore_file"] = str(restore_file)
     cfg.checkpoint.save_dir = directory
+    cfg.distributed_training.ddp_backend = scenario.backend
     with flag_override(cfg, "allow_objects", True):
         cfg.model, cfg.task = (Namespace(**{**vars(part), **flags}) for part in (cfg.model, cfg.task))
     utils.set_torch_seed(cfg.common.seed)
