@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from fairseq.models import distributed_fairseq_model
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from fairseq.trainer import Trainer
 from torch import distributed as dist
 
@@ -22,6 +23,7 @@ from taskmoe_plugin.moe import TaskGates
 from taskmoe_plugin.parallel.placement import held_by
 from taskmoe_plugin.parallel.shards import is_stacked, make_manifest, write_shard
 from taskmoe_plugin.subnet.consolidate import consolidate
+from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
 from tests.parallel.scenarios import BACKENDS, DDP, EVEN, NOISY, RESHARDED, SCENARIOS
 from tests.parallel.training import make_trainer, run_stage, run_updates, sample, save_as_fairseq, tensors
@@ -88,6 +90,27 @@ def count_collectives(trainer: Trainer, batch: dict[str, Any]) -> dict[str, list
         for name, original in whole.items():
             setattr(dist, name, original)
     return found
+
+
+def run_train(rank: int, processes: int, directory: Path, flags: list[str]) -> None:
+    """Run fairseq-train; write what it logged, and how many steps the translation of each validation batch took."""
+    steps: list[int] = []
+    generate, decode = SequenceGenerator._generate, EnsembleModel.forward_decoder
+
+    def counted_generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.append(0)
+        return generate(self, *args, **kwargs)
+
+    def counted_decode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps[-1] += 1
+        return decode(self, *args, **kwargs)
+
+    SequenceGenerator._generate, EnsembleModel.forward_decoder = counted_generate, counted_decode
+    output = run(
+        "train", *flags, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-no-spawn",
+        "--distributed-world-size", processes, "--distributed-rank", rank, "--distributed-init-method", "env://",
+    )  # fmt: skip
+    torch.save({"records": output.records, "steps": steps}, directory / f"output-{rank}.pt")
 
 
 def reshard(rank: int, processes: int, directory: Path, stage: int) -> None:
