@@ -68,7 +68,7 @@ class AllToAllDispatcher:
         size = self.group.size * exchange.room
         sent_rows = rows.new_zeros(size, rows.size(1)).index_copy(0, exchange.sent, rows)
         received = _AllToAll.apply(self.group.group, sent_rows).index_select(0, exchange.received)
-        ends = torch.tensor(counts, device=x.device).cumsum(0).int()
+        ends = torch.tensor(counts).cumsum(0).int().to(x.device, non_blocking=True)
         return received, Dispatched(assignments, routing, x.size(0), ends, counts, exchange)
 
     def combine(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
@@ -97,7 +97,9 @@ class AllToAllDispatcher:
         capacity = expert_capacity(capacity_factor, int(choices.sum()) // k, num_experts, k)
         taken, ahead = queue(choices, capacity, self.group.rank)
         turn = serving_order(routing)
-        assignments = drop_beyond(assignments, routing.experts, turn, capacity, ahead.to(turn.device))
+        assignments = drop_beyond(
+            assignments, routing.experts, turn, capacity, ahead.to(turn.device, non_blocking=True)
+        )
         return with_dropped(routing, assignments), assignments, taken
 
     def _plan(self, counts: Tensor, device: torch.device) -> tuple[_Exchange, list[int]]:
@@ -120,5 +122,6 @@ class AllToAllDispatcher:
         mine = sent_to[:, rank]
         within = starts.unsqueeze(1) + mine.cumsum(1) - mine
         received = _places(within.t().reshape(-1), mine.t().reshape(-1))
-        exchange = _Exchange(room, _places(starts, blocks[rank]).to(device), received.to(device))
-        return exchange, mine.sum(0).tolist()
+        # The host has no reason to wait until a GPU has taken them.
+        sent, received = (each.to(device, non_blocking=True) for each in (_places(starts, blocks[rank]), received))
+        return _Exchange(room, sent, received), mine.sum(0).tolist()
