@@ -18,12 +18,13 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
 
-from taskmoe_plugin.errors import TaskMoEError, UsageError, use_one_line_errors
+from taskmoe_plugin.errors import UsageError, use_one_line_errors
 from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
+from taskmoe_plugin.parallel.memory import out_of_memory_ends_all
 from taskmoe_plugin.parallel.resuming import check_restore_file, checkpoint_directories
 from taskmoe_plugin.parallel.shards import remove_unused
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
@@ -222,18 +223,19 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             self.spread_experts.attach(model, optimizer, Path(self.args.save_dir).absolute())
             if self.args.cpu or not torch.cuda.is_available():
                 keep_freed_memory()
-        try:
+        with out_of_memory_ends_all(model.group, self._limit(self.args.max_tokens, self.args.batch_size)):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
-        except RuntimeError as error:
-            if model.group is None or "out of memory" not in str(error):
-                raise
-            # fairseq would leave the batch out, and the others wait forever for this process's part in it.
-            raise TaskMoEError(
-                f"--max-tokens {self.args.max_tokens}: process {model.group.rank} ran out of memory, and the others "
-                "cannot go on without its experts; give fewer tokens, and start again from the last checkpoint"
-            ) from error
+
+    @staticmethod
+    def _limit(tokens: int | None, sentences: int | None, kind: str = "") -> str:
+        return f"--max-tokens{kind} {tokens}" if tokens else f"--batch-size{kind} {sentences}"
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
+        limit = self._limit(self.args.max_tokens_valid, self.args.batch_size_valid, "-valid")
+        with out_of_memory_ends_all(model.group, limit):
+            return self._valid_step(sample, model, criterion)
+
+    def _valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         sample = complete_language_ids(sample)
         usage = self.validation_usage
         counting: AbstractContextManager[dict[str, Tensor]] = nullcontext({})

@@ -215,6 +215,11 @@ def fail(rank: int, processes: int, directory: Path, how: str) -> None:
             if rank == 1:
                 allow_small_files_alone()
             save_as_fairseq(trainer, 1)
+        elif how == "validation memory":
+            if rank == 1:
+                # After the experts of the encoder; fairseq tries the batch again from its beginning.
+                trainer.get_model().decoder.forward = _out_of_memory
+            trainer.valid_step(sample(EVEN[0][rank] or ()))
         run_updates(trainer, scenario.updates[1:2], processes, rank)
     except BaseException as error:
         (save_dir / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
@@ -232,7 +237,7 @@ def make_nan(model: Any) -> None:
     model.decoder.output_projection.register_forward_hook(lambda _, __, output: output * float("nan"))
 
 
-def _out_of_memory(**_: Any) -> None:
+def _out_of_memory(*_: Any, **__: Any) -> None:
     raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 

@@ -88,7 +88,7 @@ def test_a_missing_broken_or_foreign_file_of_experts_is_named(
         assert message in printed
 
 
-@pytest.mark.parametrize("how", ["exits", "raises", "memory"])
+@pytest.mark.parametrize("how", ["exits", "raises", "memory", "validation memory"])
 def test_when_one_process_fails_the_others_stop_within_a_minute(corpus: Corpus, how: str) -> None:
     write_groups(corpus)
     with started(jobs.fail, 2, corpus.bin.parent, how) as running:
@@ -98,8 +98,12 @@ def test_when_one_process_fails_the_others_stop_within_a_minute(corpus: Corpus, 
         assert time.monotonic() - failed < MINUTE
         assert running[0].exitcode == 1
         assert running[1].exitcode == {"exits": 3}.get(how, 1)
-    error = (corpus.bin.parent / "failing" / how / "error-0").read_text()
-    assert error.startswith("RuntimeError")
+    errors = [(corpus.bin.parent / "failing" / how / f"error-{rank}").read_text() for rank in (0, 1)]
+    assert errors[0].startswith("RuntimeError")
+    if "memory" in how:
+        assert re.fullmatch(
+            r"TaskMoEError: --max-tokens\S* \d+: process 1 ran out of memory, and the others .*", errors[1]
+        )
 
 
 def test_when_one_process_cannot_write_its_experts_all_say_so(corpus: Corpus) -> None:
