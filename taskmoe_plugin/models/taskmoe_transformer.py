@@ -13,7 +13,14 @@ from fairseq.models.transformer import base_architecture as dense_architecture
 from torch import Tensor, nn
 
 from taskmoe_plugin.errors import UsageError
-from taskmoe_plugin.models.config import STACKS, add_moe_args, check_args, remember_languages, set_moe_defaults
+from taskmoe_plugin.models.config import (
+    STACKS,
+    add_moe_args,
+    check_args,
+    check_format,
+    remember_languages,
+    set_moe_defaults,
+)
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
 from taskmoe_plugin.models.stack import StackConfig
@@ -130,6 +137,7 @@ class TaskMoETransformerModel(TransformerModel):
         """
         if not hasattr(trained, "taskmoe_langs"):
             return
+        check_format(trained, "the checkpoint that training goes on from")
         _check_languages(self.args.taskmoe_langs, trained.taskmoe_langs)
         for name, stack in zip(STACKS, (self.encoder, self.decoder)):
             own, before = (config.table for config in (stack.moe_config, StackConfig.from_args(trained, name)))

@@ -87,7 +87,15 @@ def routings_of_units(
     ]
 
 
-class TokenRouter(nn.Module):
+class _LinearRouter(nn.Module):
+    def __init__(self, width: int, experts: int, top_k: int, jitter: float = 0.0) -> None:
+        super().__init__()
+        check_top_k(experts, top_k)
+        self.top_k = top_k
+        self.gate = LinearGate(width, experts, jitter)
+
+
+class TokenRouter(_LinearRouter):
     """Each token chooses its experts by its own activation (Shazeer et al. 2017; GShard; Switch Transformer).
 
     Args:
@@ -97,12 +105,6 @@ class TokenRouter(nn.Module):
         jitter: see ``LinearGate``.
     """
 
-    def __init__(self, width: int, experts: int, top_k: int, jitter: float = 0.0) -> None:
-        super().__init__()
-        check_top_k(experts, top_k)
-        self.top_k = top_k
-        self.gate = LinearGate(width, experts, jitter)
-
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
         """Route flattened activations ``x`` (T·B, C)."""
         gates = top_k_gates(self.gate(tokens.take(x)), self.top_k)
@@ -111,18 +113,12 @@ class TokenRouter(nn.Module):
         return Routing(gates=gates, share=share, tokens=tokens, experts=gates.experts, weights=gates.weights)
 
 
-class SentenceRouter(nn.Module):
+class SentenceRouter(_LinearRouter):
     """Each sentence chooses its experts by the mean of its tokens (TaskMoE, section 3.1).
 
     Args:
         width, experts, top_k, jitter: as of ``TokenRouter``.
     """
-
-    def __init__(self, width: int, experts: int, top_k: int, jitter: float = 0.0) -> None:
-        super().__init__()
-        check_top_k(experts, top_k)
-        self.top_k = top_k
-        self.gate = LinearGate(width, experts, jitter)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
         """Route flattened activations ``x`` (T·B, C)."""

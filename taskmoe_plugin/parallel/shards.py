@@ -11,7 +11,6 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.loading import exact_offsets
 from taskmoe_plugin.files.writing import save
 from taskmoe_plugin.parallel.placement import held_by
 
@@ -70,15 +70,6 @@ def write_shard(
     contents = {"file": file, "model": dict(weights), "optimizer": dict(optimizer), "numbers": dict(numbers)}
     save(contents, temporary)
     temporary.replace(path)
-
-
-def exact_offsets() -> AbstractContextManager[Any]:
-    """Within the context PyTorch computes where tensors are in a file, rather than look each of them up in it."""
-    try:
-        from torch.utils.serialization import config
-    except ImportError:  # before PyTorch 2.7
-        return nullcontext()
-    return config.patch({"load.calculate_storage_offsets": True})  # type: ignore[no-any-return, attr-defined]
 
 
 def load_mapped(path: Path) -> Any:

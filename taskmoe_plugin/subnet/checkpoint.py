@@ -16,8 +16,9 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.loading import exact_offsets
 from taskmoe_plugin.models.config import check_format
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards, exact_offsets
+from taskmoe_plugin.parallel.shards import KEY, ExpertShards
 from taskmoe_plugin.subnet import pages
 
 MODEL = "taskmoe_transformer"

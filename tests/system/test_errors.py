@@ -151,3 +151,17 @@ def test_the_groups_file_is_not_needed_to_translate(corpus: Corpus, checkpoints:
     (path.parent / "groups.tsv").unlink(missing_ok=True)
     assert len(generate(corpus, path, "en-de").hypotheses) == 21
     assert "moe_task_groups" in vars(torch.load(path, weights_only=True)["cfg"]["model"])
+
+
+@pytest.mark.parametrize("flag", ["--restore-file", "--finetune-from-model"])
+def test_training_does_not_go_on_from_a_checkpoint_of_another_format(
+    corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys, flag: str
+) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    del state["cfg"]["model"].taskmoe_format
+    path = tmp_path / "older.pt"
+    torch.save(state, path)
+    with pytest.raises(SystemExit) as stopped:
+        train(corpus, tmp_path / "new", flag, path)
+    assert stopped.value.code == 1
+    assert "the checkpoint that training goes on from: has format 1, of an older version" in capsys.readouterr().err
