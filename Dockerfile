@@ -7,7 +7,7 @@ RUN python -m venv /opt/taskmoe
 ENV PATH=/opt/taskmoe/bin:$PATH
 # PyTorch first: with an index of CPU builds, pip then has no reason to fetch CUDA libraries.
 ARG TORCH_INDEX
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.6,<2.14"
+RUN ${TORCH_INDEX:+env PIP_INDEX_URL=$TORCH_INDEX} pip install --no-cache-dir "torch>=2.6,<2.14"
 COPY . /src
 RUN pip install --no-cache-dir "/src[ctranslate2,plot]"
 
