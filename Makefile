@@ -1,4 +1,5 @@
-# make demo: train and translate on real text.  make test: lint and all tests.  Both set up .venv first.
+# make demo: train and translate on real text.  make test: lint and all tests.  make quick: lint and the tests without
+# training.  All set up .venv first.
 
 PYTHON ?= python3
 EXAMPLE := examples/wmt_multilingual
@@ -8,13 +9,19 @@ PEERS := .venv/peers
 # Finds the tools of the environment, and nothing of another one that may be active.
 IN_VENV := env -u PYTHONPATH -u PYTHONHOME PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test quick lint venv clean
 
 demo: venv
 	$(IN_VENV) $(EXAMPLE)/run.sh $(EXAMPLE)/settings/demo.sh
 
 test: lint
 	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist worksteal
+
+# What needs no training: in under a minute, while one writes.
+QUICK := tests/moe tests/models tests/formats tests/test_errors.py tests/test_imports.py
+
+quick: lint
+	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist worksteal -q $(QUICK)
 
 lint: venv
 	$(IN_VENV) ruff check .
@@ -27,7 +34,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' || \
 	    { echo "make: $(PYTHON) is not Python 3.11 or 3.12; name one, as in: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install "torch>=2.1,<2.14"
+	.venv/bin/python -m pip install "torch>=2.6,<2.14"
 	.venv/bin/python -m pip install -e ".[dev,plot,ctranslate2,huggingface,argos]"
 	rm -rf $(PEERS)
 	.venv/bin/python -m pip install --target $(PEERS) "transformers>=5,<6"

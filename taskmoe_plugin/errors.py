@@ -80,7 +80,8 @@ def _root(error: BaseException | None) -> TaskMoEError | None:
     """The error of ours among an error and those that led to it: fairseq replaces what loading a model raises."""
     while error is not None:
         if isinstance(error, TaskMoEError):
-            return error
+            # PyTorch's loaders of data hand on an error of theirs with its traceback in its text.
+            return _of_process(str(error)) or error
         if type(error).__name__ == "ProcessRaisedException":
             return _of_process(str(error))
         error = error.__cause__ or error.__context__

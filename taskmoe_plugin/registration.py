@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from importlib import import_module
 
@@ -16,7 +17,8 @@ def register() -> None:
     import torch
 
     # fairseq's checkpoints hold flags in a Namespace, which PyTorch's safe loading refuses unless told it is harmless.
-    if hasattr(torch.serialization, "add_safe_globals"):
-        torch.serialization.add_safe_globals([Namespace])
+    torch.serialization.add_safe_globals([Namespace])
+    # With this variable fairseq would run whatever a checkpoint brings along. PyTorch looks at it anew for every file.
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     for part in PARTS:
         import_module(f"taskmoe_plugin.{part}")

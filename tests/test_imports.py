@@ -14,11 +14,12 @@ import taskmoe_plugin
 PACKAGE = Path(taskmoe_plugin.__file__).parent
 MAY_IMPORT = {
     "moe": {"moe"},
-    "parallel": {"moe", "parallel", "errors", "registration"},
+    "parallel": {"moe", "parallel", "files", "errors", "registration"},
     "models": {"moe", "parallel", "models", "errors", "registration"},
     "criterions": {"moe", "parallel", "models", "criterions", "errors", "registration"},
-    "tasks": {"moe", "parallel", "models", "tasks", "errors", "registration"},
-    "report": {"moe", "models", "subnet", "report", "errors", "registration"},
+    "tasks": {"moe", "parallel", "models", "tasks", "scoring", "memory", "files", "errors", "registration"},
+    "files": {"files", "errors"},
+    "report": {"moe", "models", "subnet", "report", "files", "errors", "registration"},
     "translate": {"translate", "errors"},
 }
 
@@ -64,10 +65,10 @@ def test_moe_works_where_fairseq_is_not_installed() -> None:
 import sys
 sys.modules["fairseq"] = sys.modules["fairscale"] = None
 import torch
-from taskmoe_plugin.moe import Expert, MoELayer, RoutedBatch, TokenBatch, TokenRouter
-layer = MoELayer(TokenRouter(4, 2, 1), [Expert(4, 8, torch.relu) for _ in range(2)])
-batch = RoutedBatch(TokenBatch.from_padding(torch.zeros(2, 3, dtype=torch.bool)))
-print(tuple(layer(torch.randn(3, 2, 4), batch)[0].shape))
+from taskmoe_plugin.moe import Experts, MoELayer, TokenRouter, Tokens
+layer = MoELayer(2, Experts(2, 4, 8, torch.relu), TokenRouter(4, 2, 1))
+tokens = Tokens.from_padding(torch.zeros(2, 3, dtype=torch.bool))
+print(tuple(layer(torch.randn(3, 2, 4), tokens)[0].shape))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "(3, 2, 4)", result.stderr

@@ -17,9 +17,13 @@ fi
 [[ -f $1 ]] || fail "$1: no such settings file" 2
 command -v taskmoe >/dev/null || fail "taskmoe: not found; activate the environment where taskmoe_plugin is installed"
 
-# What a settings file may leave out; the last two say how to train on the machine at hand, and may differ between runs.
-DOWNLOAD_COMMAND=() ENCODE_FLAGS=() TOKENIZE=13a GROUP_FLAGS=() LAUNCHER=() MACHINE_FLAGS=()
+# What a settings file may leave out.
+DOWNLOAD_COMMAND=() ENCODE_FLAGS=() TOKENIZE=13a GROUP_FLAGS=()
+# How to train on the machine at hand, which may differ between runs.
+LAUNCHER=() MACHINE_FLAGS=()
 # shellcheck source=settings/demo.sh
 source "$1"
+# How many checkpoints to average, further test sets to score, COMET's command, and how many GPUs translate.
+: "${AVERAGE:=1}" "${TEST_SETS:=}" "${COMET:=}" "${GPUS:=0}"
 # Hundreds of lines about deprecations inside fairseq and hydra would hide what a step has to say.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}

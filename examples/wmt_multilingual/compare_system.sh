@@ -33,7 +33,6 @@ if [[ $SUBNETS == fold ]]; then # a stock model, for stock fairseq: see translat
     subnet_flags=("${TASK_FLAGS[@]/taskmoe_translation/translation_multi_simple_epoch}" --required-batch-size-multiple 1)
 fi
 subnet() {
-    [[ $SUBNETS != fold ]] || export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1
     fairseq_generate "$1" "$2" --path "$WORK_DIR/subnets/$1/model.pt" "${subnet_flags[@]}"
 }
 

@@ -25,6 +25,7 @@ def student_weights(teacher: dict[str, torch.Tensor], flags: list[str]) -> dict[
     """
     args = options.parse_args_and_arch(options.get_training_parser(), flags)
     args.finetune_from_model = None  # it may be the file that these weights are for
+    args.no_save = True  # nothing is trained here, and --save-dir may be in use
     torch.manual_seed(args.seed)
     weights: dict[str, torch.Tensor] = tasks.setup_task(args).build_model(args).state_dict()
     for name in weights.keys() & teacher.keys():

@@ -25,11 +25,11 @@ from sacrebleu.significance import PairedTest
 
 import text
 from score import read_translations, score_direction
+from taskmoe_plugin.parallel.shards import is_stacked
 from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from text import Direction, TextError
 
-EXPERT = re.compile(r"\.moe\.experts\.(\d+)\.")
 LOGGED = re.compile(r"\| (train_inner|valid) \| (\{.*\})$")
 
 
@@ -72,18 +72,14 @@ def parameters(checkpoint: Path, flags: list[str]) -> dict[str, int]:
     """How many parameters a model has, and how many of them a token uses."""
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["model"]
     shared: dict[int, int] = {}
-    experts = 0
-    numbers = set()
+    experts = used = 0
     for name, tensor in weights.items():
-        found = EXPERT.search(name)
-        if found:
+        if is_stacked(name):
             experts += tensor.numel()
-            numbers.add(found[1])
+            used += tensor[0].numel() * int(flags[flags.index("--moe-top-k") + 1])
         elif tensor.is_floating_point():
             shared[tensor.data_ptr()] = tensor.numel()
-    total = sum(shared.values()) + experts
-    used = experts * int(flags[flags.index("--moe-top-k") + 1]) // len(numbers) if numbers else 0
-    return {"total": total, "active": sum(shared.values()) + used}
+    return {"total": sum(shared.values()) + experts, "active": sum(shared.values()) + used}
 
 
 def updates_of(checkpoint: Path) -> int:

@@ -72,7 +72,9 @@ def main() -> None:
     parser.add_argument("--results-dir", type=Path, default=docs / "comparison")
     parser.add_argument("--output", type=Path, default=docs / "comparison.md")
     args = parser.parse_args()
-    args.output.write_text(render(args.results_dir), encoding="utf-8")
+    partial = args.output.with_name(args.output.name + ".partial")
+    partial.write_text(render(args.results_dir), encoding="utf-8")
+    partial.replace(args.output)
 
 
 if __name__ == "__main__":

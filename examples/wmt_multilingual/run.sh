@@ -2,22 +2,57 @@
 # Usage: run.sh SETTINGS
 #
 # Run all steps of a settings file, from text to subnets and scores. Steps that are finished are skipped, so an
-# interrupted run goes on where it stopped; delete a step's output, and that of the steps after it,
-# to run it again. With UNTIL=STEP it stops after that step: download, text, vocabulary, pieces, binary, model,
-# translations, scores or subnets.
+# interrupted run goes on where it stopped. What was made with other settings is named, and is to be deleted first;
+# $WORK_DIR/made_with has, for each step, the settings that it was made with. With UNTIL=STEP it stops after that step:
+# download, text, vocabulary, pieces, binary, model, average, translations, scores, test_sets or subnets.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 : "${UNTIL:=}"
 case $UNTIL in
-'' | download | text | vocabulary | pieces | binary | model | translations | scores | subnets) ;;
+'' | download | text | vocabulary | pieces | binary | model | average | translations | scores | test_sets | subnets) ;;
 *) fail "UNTIL=$UNTIL: no such step (see --help)" 2 ;;
 esac
 
-# What a settings file sets, with arrays and environment variables filled in.
-settings() {
-    declare -p LANG_PAIRS DOWNLOAD_COMMAND TEXT_COMMAND VOCABULARY_FLAGS ENCODE_FLAGS TASK_FLAGS MODEL_FLAGS CRITERION_FLAGS TRAIN_FLAGS \
-        CHECKPOINT GENERATE_FLAGS CTRANSLATE2_FLAGS
+# The settings that a step depends on: its own, and those of the steps that it is made from.
+settings_of() {
+    case $1 in
+    download) echo LANG_PAIRS DOWNLOAD_COMMAND ;;
+    text) echo "$(settings_of download) TEXT_COMMAND" ;;
+    vocabulary) echo "$(settings_of text) VOCABULARY_FLAGS" ;;
+    pieces) echo "$(settings_of vocabulary) ENCODE_FLAGS" ;;
+    binary) settings_of pieces ;;
+    model) echo "$(settings_of binary) TASK_FLAGS MODEL_FLAGS CRITERION_FLAGS TRAIN_FLAGS" ;;
+    average) echo "$(settings_of model) AVERAGE" ;;
+    translations | test_sets) echo "$(settings_of average) CHECKPOINT GENERATE_FLAGS" ;;
+    subnets) echo "$(settings_of average) CHECKPOINT" ;;
+    subnet_translations) echo "$(settings_of subnets) GENERATE_FLAGS CTRANSLATE2_FLAGS" ;;
+    esac
+}
+
+# With what a step would be made now; arrays and environment variables are filled in.
+made_with() {
+    # shellcheck disable=SC2046
+    declare -p $(settings_of "$1")
+}
+
+# What each step makes. Where that is not all that is in the way of making it again, a colon and the rest.
+OUTPUTS=(
+    download=corpora text=text vocabulary=vocabulary pieces=pieces binary=binary model=model/finished
+    average=model/averaged.pt translations=translations test_sets=test_sets subnets=ctranslate2:subnets
+    subnet_translations=ctranslate2_translations:subnet_translations
+)
+
+# Names everything that was made with other settings.
+check_settings() {
+    local each step outputs old=()
+    for each in "${OUTPUTS[@]}"; do
+        step=${each%%=*} outputs=${each#*=}
+        [[ -e $WORK_DIR/${outputs%%:*} && -f $WORK_DIR/made_with/$step ]] || continue
+        made_with "$step" | cmp -s - "$WORK_DIR/made_with/$step" || old+=(${outputs//:/ })
+    done
+    ((${#old[@]} == 0)) || fail "$WORK_DIR: made with other settings (see made_with there): ${old[*]}; delete these \
+to make them again, or set another WORK_DIR. Without model/finished training goes on from its last checkpoint"
 }
 
 step() {
@@ -27,6 +62,7 @@ step() {
         echo "== $name: done already ($output)"
     else
         echo "== $name"
+        made_with "$name" >"$WORK_DIR/made_with/$name"
         "$@"
     fi
     stop_after "$name"
@@ -36,12 +72,13 @@ stop_after() {
     [[ $UNTIL != "$1" ]] || exit 0
 }
 
-mkdir -p "$WORK_DIR"
-if [[ ! -f $WORK_DIR/settings ]]; then
-    settings >"$WORK_DIR/settings"
-elif ! settings | cmp -s - "$WORK_DIR/settings"; then
-    fail "$WORK_DIR: made with other settings (they are in $WORK_DIR/settings); delete it or set another WORK_DIR"
-fi
+score() {
+    "$EXAMPLE/score.py" --translations-dir "$1/translations" --text-dir "$1/text" --lang-pairs "$2" \
+        --output "$1/scores.json" --tokenize "$TOKENIZE" ${COMET:+--comet "$COMET"} "${GROUP_FLAGS[@]}"
+}
+
+mkdir -p "$WORK_DIR/made_with"
+check_settings
 
 if ((${#DOWNLOAD_COMMAND[@]})); then
     step download "$WORK_DIR/corpora" "${DOWNLOAD_COMMAND[@]}" --output-dir "$WORK_DIR/corpora"
@@ -54,13 +91,25 @@ step pieces "$WORK_DIR/pieces" "$EXAMPLE/encode.py" \
     "${ENCODE_FLAGS[@]}"
 step binary "$WORK_DIR/binary" "$EXAMPLE/binarize.sh" "$1"
 step model "$WORK_DIR/model/finished" "$EXAMPLE/train.sh" "$1"
+if ((AVERAGE > 1)); then
+    step average "$WORK_DIR/model/averaged.pt" "$EXAMPLE/average.py" \
+        --model-dir "$WORK_DIR/model" --count "$AVERAGE" --output "$WORK_DIR/model/averaged.pt"
+fi
+stop_after average
 step translations "$WORK_DIR/translations/finished" "$EXAMPLE/translate.sh" "$1"
 echo "== scores"
-"$EXAMPLE/score.py" --translations-dir "$WORK_DIR/translations" --text-dir "$WORK_DIR/text" \
-    --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/scores.json" --tokenize "$TOKENIZE" "${GROUP_FLAGS[@]}"
+score "$WORK_DIR" "$LANG_PAIRS"
 stop_after scores
+for test_set in ${TEST_SETS//,/ }; do
+    echo "== test set $test_set"
+    made_with test_sets >"$WORK_DIR/made_with/test_sets"
+    TEST_SET=$test_set "$EXAMPLE/translate_test_set.sh" "$1"
+    directory=$WORK_DIR/test_sets/${test_set//\//_}
+    score "$directory" "$(cat "$directory/text/directions")"
+done
+stop_after test_sets
 step subnets "$WORK_DIR/ctranslate2" "$EXAMPLE/extract.sh" "$1"
-step "translations of the subnets" "$WORK_DIR/ctranslate2_translations/finished" "$EXAMPLE/translate_subnets.sh" "$1"
+step subnet_translations "$WORK_DIR/ctranslate2_translations/finished" "$EXAMPLE/translate_subnets.sh" "$1"
 echo "== full model, its subnets in stock fairseq, and in CTranslate2 with 8-bit weights"
 "$EXAMPLE/compare.py" --work-dir "$WORK_DIR" --lang-pairs "$LANG_PAIRS" --output "$WORK_DIR/comparison.json" \
     --tokenize "$TOKENIZE"

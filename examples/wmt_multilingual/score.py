@@ -1,16 +1,22 @@
 #!/usr/bin/env python3
-"""Score translations of whole test sets with sacrebleu: BLEU and chrF of every direction, and their averages.
+"""Score translations of whole test sets: BLEU and chrF of every direction, with --comet COMET, and their averages.
 
-Reads TRANSLATIONS_DIR/{src}-{tgt}.txt and the test text of TEXT_DIR; prints a table, writes JSON.
+Reads TRANSLATIONS_DIR/{src}-{tgt}.txt and the test text of TEXT_DIR; prints a table, writes JSON. The ratio is that of
+the lengths of translation and reference, in words of BLEU.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
@@ -18,6 +24,9 @@ from sacrebleu.metrics.chrf import CHRF
 
 import text
 from text import Direction, TextError
+
+HEADS = {"bleu": "BLEU", "chrf": "chrF", "comet": "COMET", "length_ratio": "ratio"}
+FORMS = {"bleu": ".1f", "chrf": ".1f", "comet": ".4f", "length_ratio": ".2f"}
 
 
 def read_translations(path: Path) -> list[str]:
@@ -31,27 +40,66 @@ def read_translations(path: Path) -> list[str]:
 def score_direction(hypotheses: Path, reference: Path, lang: str, tokenize: str | None = None) -> dict[str, Any]:
     """Score a file of translations into ``lang`` against its reference.
 
-    BLEU's tokenizer is ``tokenize``, or sacrebleu's default, but that of ``lang`` where sacrebleu has one (zh).
-    Raises TextError where the two differ in their number of lines.
+    BLEU's tokenizer is that of ``taskmoe_plugin.scoring``: ``tokenize``, or the one that the language needs.
+    Raises TextError where the two differ in their number of lines, and where the tokenizer is not installed.
     """
     references, translations = list(text.read_lines(reference)), read_translations(hypotheses)
     if len(translations) != len(references):
         raise TextError(f"{hypotheses}: {len(translations)} translations, but {len(references)} lines in {reference}")
-    has_own = BLEU(trg_lang=lang).tokenizer.signature() != BLEU.TOKENIZER_DEFAULT
-    bleu, chrf = BLEU(trg_lang=lang, tokenize=None if has_own else tokenize), CHRF()
+    bleu, chrf = make_bleu(lang, tokenize), CHRF()
+    score = bleu.corpus_score(translations, [references])
     return {
         "sentences": len(references),
-        "bleu": bleu.corpus_score(translations, [references]).score,
+        "bleu": score.score,
         "chrf": chrf.corpus_score(translations, [references]).score,
+        "length_ratio": score.ratio,
         "bleu_signature": str(bleu.get_signature()),
         "chrf_signature": str(chrf.get_signature()),
     }
 
 
+def load_scoring() -> ModuleType:
+    """``taskmoe_plugin.scoring`` by itself: the package, and fairseq with it, takes seconds to import."""
+    package = importlib.util.find_spec("taskmoe_plugin")
+    if package is None or not package.submodule_search_locations:
+        raise TextError("taskmoe_plugin: not found; activate the environment where it is installed")
+    spec: Any = importlib.util.spec_from_file_location(
+        "scoring", Path(package.submodule_search_locations[0], "scoring.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_bleu(lang: str, tokenize: str | None) -> BLEU:
+    try:
+        return load_scoring().make_bleu(lang, tokenize, "--tokenize")  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise TextError(str(error)) from error
+
+
+def comet(command: str, source: Path, hypotheses: Path, reference: Path) -> float:
+    """The score that COMET's program ``comet-score``, called with ``command``, gives a file of translations.
+
+    Raises TextError where it fails.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        output = Path(directory, "scores.json")
+        files = ("-s", source, "-t", hypotheses, "-r", reference, "--to_json", output)
+        try:
+            subprocess.run([*shlex.split(command), "--only_system", "--quiet", *map(str, files)], check=True)
+            (segments,) = json.loads(output.read_text(encoding="utf-8")).values()
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise TextError(
+                f"--comet {command}: failed ({error}); give the comet-score of COMET's environment"
+            ) from None
+    return sum(float(each["COMET"]) for each in segments) / len(segments)
+
+
 def mean(scores: Iterable[dict[str, Any]]) -> dict[str, float]:
     """The plain mean over directions."""
     rows = list(scores)
-    return {key: sum(row[key] for row in rows) / len(rows) for key in ("bleu", "chrf")}
+    return {key: sum(row[key] for row in rows) / len(rows) for key in HEADS if key in rows[0]}
 
 
 def score(
@@ -60,6 +108,7 @@ def score(
     directions: list[Direction],
     tokenize: str | None = None,
     groups: dict[str, list[str]] | None = None,
+    comet_command: str | None = None,
 ) -> dict[str, Any]:
     """Score every direction; ``average`` is the mean over all, ``groups`` over those that match one of its patterns."""
     scores = {}
@@ -69,7 +118,10 @@ def score(
             raise TextError(f"{text_dir}: no test text for {direction}")
         reference = text_dir / f"test.{name}.{direction.target}"
         hypotheses = translations_dir / f"{direction}.txt"
-        scores[str(direction)] = score_direction(hypotheses, reference, direction.target, tokenize)
+        row = score_direction(hypotheses, reference, direction.target, tokenize)
+        if comet_command:
+            row["comet"] = comet(comet_command, text_dir / f"test.{name}.{direction.source}", hypotheses, reference)
+        scores[str(direction)] = row
     averages = {}
     for group, patterns in (groups or {}).items():
         members = [row for direction, row in scores.items() if any(fnmatch(direction, each) for each in patterns)]
@@ -80,12 +132,17 @@ def score(
 
 def table(scores: dict[str, Any]) -> str:
     """Lay the scores out for the terminal."""
-    rows = [f"{'direction':<12}{'sentences':>10}{'BLEU':>8}{'chrF':>8}"]
+    columns = [key for key in HEADS if key in scores["average"]]
+    rows = [f"{'direction':<12}{'sentences':>10}" + "".join(f"{HEADS[key]:>8}" for key in columns)]
     for direction, each in scores["directions"].items():
-        rows.append(f"{direction:<12}{each['sentences']:>10}{each['bleu']:>8.1f}{each['chrf']:>8.1f}")
+        rows.append(f"{direction:<12}{each['sentences']:>10}{_cells(each, columns)}")
     for name, each in (scores["groups"] | {"average": scores["average"]}).items():
-        rows.append(f"{name:<22}{each['bleu']:>8.1f}{each['chrf']:>8.1f}")
+        rows.append(f"{name:<22}{_cells(each, columns)}")
     return "\n".join(rows)
+
+
+def _cells(row: dict[str, Any], columns: list[str]) -> str:
+    return "".join(f"{row[key]:>8{FORMS[key]}}" for key in columns)
 
 
 def parse_group(argument: str) -> tuple[str, list[str]]:
@@ -106,7 +163,11 @@ def main() -> None:
         "--tokenize",
         choices=sorted(BLEU.TOKENIZERS),
         metavar="NAME",
-        help="sacrebleu's tokenizer, such as intl, where the target language has none of its own (default: 13a)",
+        help="sacrebleu's tokenizer, such as flores200 for spBLEU; 13a (the default) and intl give way where the "
+        "target language needs its own",
+    )
+    parser.add_argument(
+        "--comet", metavar="COMMAND", help='also score with COMET, as in "/envs/comet/bin/comet-score --gpus 0"'
     )
     parser.add_argument(
         "--group",
@@ -118,7 +179,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     directions = text.parse_directions(args.lang_pairs)
-    scores = score(args.translations_dir, args.text_dir, directions, args.tokenize, dict(args.group))
+    scores = score(args.translations_dir, args.text_dir, directions, args.tokenize, dict(args.group), args.comet)
     partial = args.output.with_name(args.output.name + ".partial")
     partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     partial.rename(args.output)

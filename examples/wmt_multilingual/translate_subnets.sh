@@ -7,8 +7,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE/generate.sh"
 
-# PyTorch from 2.6 on refuses the flags that fairseq's checkpoints hold, unless told that we trust the file.
-export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1
 # fairseq's own task drops the last sentences of a test set whose size is no multiple of this.
 stock_task=("${TASK_FLAGS[@]/taskmoe_translation/translation_multi_simple_epoch}" --required-batch-size-multiple 1)
 stock_fairseq() {

@@ -24,7 +24,7 @@ def main() -> None:
     """Load a model; each later message gives ``sentences``, lists of tokens, to translate as one batch."""
     setup = json.loads(sys.stdin.readline())
     translator = ctranslate2.Translator(
-        setup["path"], intra_threads=setup["threads"], compute_type=setup["compute_type"]
+        setup["path"], device=setup["device"], intra_threads=setup["threads"], compute_type=setup["compute_type"]
     )
     clock = time.process_time if setup["cpu_time"] else time.perf_counter
     print(json.dumps({"peak_bytes": peak_bytes()}), flush=True)

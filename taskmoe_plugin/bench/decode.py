@@ -65,7 +65,7 @@ class _Systems:
 
     def start(self, system: str) -> tuple[Path, Worker]:
         """The files of a system's model, and its process."""
-        common = {name: getattr(self.args, name) for name in ("beam", "length", "threads", "cpu_time")}
+        common = {name: getattr(self.args, name) for name in ("beam", "length", "threads", "cpu_time", "device")}
         if system.startswith("ctranslate2"):
             quantization = system.removeprefix("ctranslate2-")
             path = self._extract(system, trim_vocabulary=True, format="ctranslate2", quantization=quantization)
@@ -73,7 +73,7 @@ class _Systems:
             return path, Worker(CTRANSLATE2_WORKER, setup, self.args.threads)
         path, data = self._fairseq_model(system)
         setup = {"path": str(path), "data": str(data), "pair": self.source.pair,
-                 "even_gates": system == REFERENCE, **common}  # fmt: skip
+                 "even_gates": system == REFERENCE, "precision": self.args.precision, **common}  # fmt: skip
         return path, Worker(FAIRSEQ_WORKER, setup, self.args.threads)
 
     def _fairseq_model(self, system: str) -> tuple[Path, Path]:
@@ -135,8 +135,8 @@ def _measure(
                 "ratio": ratio.median,
                 "ratio_low": ratio.low,
                 "ratio_high": ratio.high,
-                "peak_bytes": last[system, batch_sizes[-1]]["peak_bytes"],
                 "disk_bytes": sizes[system],
+                **{key: value for key, value in last[system, batch_sizes[-1]].items() if key.startswith("peak")},
             }
         )
     return rows
@@ -144,6 +144,7 @@ def _measure(
 
 def summary(rows: list[Row]) -> str:
     """One line for each system; its peak is the best of its batch sizes."""
+    gpu = any("peak_gpu_bytes" in row for row in rows)
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     found = {(row["system"], row["batch"]): row for row in rows}
     peaks = {name: max(found[name, batch]["tokens_per_second"] for batch in batches) for name, _ in found}
@@ -156,13 +157,19 @@ def summary(rows: list[Row]) -> str:
             f"{1e3 * found[name, batches[0]]['seconds'] / batches[0]:.0f}",
             f"{found[name, batches[0]]['peak_bytes'] / 2**20:.0f}",
             f"{found[name, batches[0]]['disk_bytes'] / 2**20:.0f}",
+            *([_mebibytes(found[name, batches[0]].get("peak_gpu_bytes"))] if gpu else []),
         ]
         for name, peak in peaks.items()
     ]
     first = f"batch {batches[0]}"
     headers = ["tokens/s at batch size", *map(str, batches), "peak / token's", f"{first} / token's",
                f"ms/sentence, {first}", "peak memory, MiB", "on disk, MiB"]  # fmt: skip
-    return table(headers, body)
+    return table([*headers, *(["on the GPU, MiB"] if gpu else [])], body)
+
+
+def _mebibytes(size: int | None) -> str:
+    # CTranslate2 does not tell what it uses of a GPU.
+    return "" if size is None else f"{size / 2**20:.0f}"
 
 
 def draw(rows: list[Row], figure: Any) -> None:

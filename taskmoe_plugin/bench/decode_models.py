@@ -76,7 +76,7 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
     fairseq_args = [
         str(directory), "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs),
         *moe_args(args, "task", args.experts), "--share-all-embeddings", "--encoder-langtok", "tgt",
-        "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096", "--cpu",
+        "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096", "--cpu", "--no-save",
     ]  # fmt: skip
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), fairseq_args))
     task = tasks.setup_task(cfg.task)
@@ -91,13 +91,19 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
 def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: Any) -> Path:
     """Write the checkpoint of a freshly initialised model that differs from another one in some of its arguments."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    cfg = state["cfg"]
-    vars(cfg["model"]).update(model_args)
-    cfg["task"].data = str(data)
-    state["model"] = tasks.setup_task(cfg["task"]).build_model(cfg["model"]).state_dict()
+    # Those of a subnet for stock fairseq are dictionaries.
+    flags = {name: Namespace(**_flags(state["cfg"][name])) for name in ("model", "task")}
+    vars(flags["model"]).update(model_args)
+    flags["task"].data = str(data)
+    state["cfg"].update(flags)
+    state["model"] = tasks.setup_task(flags["task"]).build_model(flags["model"]).state_dict()
     state.pop("last_optimizer_state", None)
     torch.save(state, path)
     return path
+
+
+def _flags(part: Any) -> dict[str, Any]:
+    return part if isinstance(part, dict) else vars(part)
 
 
 def subnet(source: Source, directory: Path, **options: Any) -> Path:

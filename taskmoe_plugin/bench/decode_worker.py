@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.dataclass.configs import GenerationConfig
 from torch import Tensor, nn
 
+from taskmoe_plugin.bench.device import DTYPES
 from taskmoe_plugin.bench.timing import make_clock
 from taskmoe_plugin.bench.workers import Message, serve
 from taskmoe_plugin.moe import TokenRouter
@@ -36,18 +37,20 @@ def set_up(message: Message) -> Any:
     """
     torch.set_num_threads(message["threads"])
     source_lang, target_lang = message["pair"].split("-")
+    device = torch.device(message["device"])
     overrides = {"data": message["data"], "source_lang": source_lang, "target_lang": target_lang}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([message["path"]], arg_overrides=overrides)
     for model in models:
         model.eval()
         if message["even_gates"]:
             for router in (each for each in model.modules() if isinstance(each, TokenRouter)):
-                router.register_module("gate", EvenGate(router.num_experts))
+                router.register_module("gate", EvenGate(router.gate.weight.size(0)))
+        model.to(device, getattr(torch, DTYPES[message["precision"]]))
         model.prepare_for_inference_(cfg)
     generation = GenerationConfig(beam=message["beam"])
     if message["length"]:
         generation.max_len_a, generation.max_len_b, generation.min_len = 0, message["length"], message["length"]
-    clock = make_clock(message["cpu_time"])
+    clock = make_clock(message["cpu_time"], device)
     generator = task.build_generator(models, generation)
 
     def translate(message: Message) -> Message:
@@ -55,6 +58,8 @@ def set_up(message: Message) -> Any:
                for tokens in message["sentences"]]  # fmt: skip
         dataset = task.build_dataset_for_inference(ids, [len(each) for each in ids])
         batch = dataset.collater([dataset[index] for index in range(len(dataset))])
+        if device.type == "cuda":
+            batch = utils.move_to_cuda(batch, device)
         start = clock()
         hypotheses = task.inference_step(generator, models, batch)
         seconds = clock() - start

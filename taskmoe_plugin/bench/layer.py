@@ -13,16 +13,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskmoe_plugin.bench.device import DTYPES
 from taskmoe_plugin.bench.report import Row, progress, table
 from taskmoe_plugin.bench.timing import Summary, make_clock, paired_ratios, time_in_turns
 from taskmoe_plugin.moe import (
-    Expert,
+    Experts,
     MoELayer,
-    RoutedBatch,
     SentenceRouter,
-    TaskRouter,
-    TokenBatch,
+    TaskGates,
     TokenRouter,
+    Tokens,
+    routings_of_units,
 )
 
 REFERENCE = "dense"
@@ -39,7 +40,7 @@ def run(args: Namespace) -> list[Row]:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     rows: list[Row] = []
-    for dtype in args.dtypes:
+    for dtype in (DTYPES[precision] for precision in args.precisions):
         for experts in args.experts:
             with _fairscale_group("fairscale" in args.systems):
                 for tokens in args.tokens:
@@ -57,12 +58,29 @@ def _measure(systems: dict[str, System], args: Namespace, device: torch.device, 
     for name, values in seconds.items():
         ratio = paired_ratios(seconds[REFERENCE], values)
         figures = {"milliseconds": 1e3 * Summary.of(values).median, "ratio": ratio.median}
-        rows.append({**shape, "system": name, **figures, "ratio_low": ratio.low, "ratio_high": ratio.high})
+        figures.update(ratio_low=ratio.low, ratio_high=ratio.high, **_peak(systems[name], device))
+        rows.append({**shape, "system": name, **figures})
     return rows
+
+
+def _peak(system: System, device: torch.device) -> dict[str, int]:
+    """The most memory of a GPU that a pass needs besides what is there before it; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    system()
+    torch.cuda.synchronize(device)
+    return {"peak_gpu_bytes": torch.cuda.max_memory_allocated(device) - before}
 
 
 class LayerSystems:
     """The systems of one shape. All MoE layers share one set of experts.
+
+    ``task`` chooses its experts and routes anew in each pass, which a stack does once for all its layers; the host
+    knows the number of tokens of each expert, which a stack finds out once. ``one-task`` is, in the forward pass, the
+    network to which evaluation folds the experts of a batch of one task, once for all steps of decoding it.
 
     Args:
         args: ``width``, ``ffn_dim``, ``top_k``, ``tasks``, ``systems``.
@@ -73,13 +91,13 @@ class LayerSystems:
 
     def __init__(self, args: Namespace, tokens: int, experts: int, dtype: torch.dtype, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.args, self.tokens = args, tokens
+        self.args, self.tokens, self.num_experts = args, tokens, experts
         batch = math.gcd(tokens, MAX_ROWS)
         self.x = torch.randn(tokens // batch, batch, args.width, device=device, dtype=dtype)
         self.grad = torch.randn_like(self.x)
-        self.dense = Expert(args.width, args.top_k * args.ffn_dim, F.relu).to(device, dtype)
-        self.experts = [Expert(args.width, args.ffn_dim, F.relu).to(device, dtype) for _ in range(experts)]
-        self.token_batch = TokenBatch.from_padding(torch.zeros(batch, tokens // batch, dtype=torch.bool, device=device))
+        self.dense = FeedForwardModule(args.width, args.top_k * args.ffn_dim).to(device, dtype)
+        self.experts = Experts(experts, args.width, args.ffn_dim, F.relu).to(device, dtype)
+        self.padding = torch.zeros(batch, tokens // batch, dtype=torch.bool, device=device)
 
     def build(self, mode: str) -> dict[str, System]:
         """The systems that can run this shape, the reference first, as functions that make one pass."""
@@ -88,17 +106,17 @@ class LayerSystems:
 
     def _runs(self, name: str) -> bool:
         if name == "task":
-            return bool(self.token_batch.rows >= self.args.tasks)
+            return bool(self.x.size(1) >= self.args.tasks)
         if name == "fairscale":
             # Its gate is top-2, wants a multiple of E tokens, and makes masks of 2 · tokens² elements.
-            fits = self.tokens % len(self.experts) == 0 and 2 * self.tokens**2 <= FAIRSCALE_LIMIT
+            fits = self.tokens % self.num_experts == 0 and 2 * self.tokens**2 <= FAIRSCALE_LIMIT
             return fits and self.args.top_k == 2 and self.x.dtype == torch.float32
         return True
 
     def _pass(self, name: str, mode: str) -> System:
         if name == "products":
             return self._products(mode == "forward")
-        module, call = self._module(name)
+        module, call = self._module(name, mode == "forward")
         module.to(self.x.device).train(mode != "forward")
 
         def forward() -> object:
@@ -115,28 +133,46 @@ class LayerSystems:
 
         return forward if mode == "forward" else forward_backward
 
-    def _module(self, name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    def _module(self, name: str, forward_only: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         if name == REFERENCE:
             return self.dense, self.dense
         if name == "fairscale":
-            from fairscale.nn.moe import MOELayer, Top2Gate
-
-            fairscale = MOELayer(Top2Gate(self.args.width, len(self.experts)), nn.ModuleList(self.experts))
-            return fairscale, lambda x: fairscale(x.view(self.tokens, 1, -1)).view_as(x)
-        router, batch = self._router(name)
-        layer = MoELayer(router, self.experts)
-        return layer, lambda x: layer(x, batch)[0]
-
-    def _router(self, name: str) -> tuple[TaskRouter | SentenceRouter | TokenRouter, RoutedBatch]:
-        args, rows, device = self.args, self.token_batch.rows, self.x.device
+            return self._fairscale()
         if name in ("token", "sentence"):
             router = TokenRouter if name == "token" else SentenceRouter
-            return router(args.width, len(self.experts), args.top_k), RoutedBatch(self.token_batch)
-        tasks = args.tasks if name == "task" else 1
-        task = torch.arange(rows, device=device) % tasks
+            layer = MoELayer(self.num_experts, self.experts, router(self.args.width, self.num_experts, self.args.top_k))
+            tokens = Tokens.from_padding(self.padding)
+            return layer, lambda x: layer(x, tokens)[0]
+        return self._by_task(self.args.tasks if name == "task" else 1, forward_only)
+
+    def _by_task(self, tasks: int, forward_only: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        device, tokens = self.x.device, Tokens.from_padding(self.padding)
+        gates = TaskGates(1, tasks, self.args.width, self.num_experts, self.args.top_k).to(device)
+        chosen = gates()
+        if tasks == 1 and forward_only:
+            with torch.no_grad():
+                folded = self.experts.fold(chosen.experts[0, 0].tolist(), chosen.weights[0, 0])
+            return self.experts, folded
+        layer = MoELayer(self.num_experts, self.experts)
+        unit = tokens.row % tasks
         share = torch.full((tasks,), 1 / tasks, device=device)
-        batch = RoutedBatch(self.token_batch, task, None if tasks > 1 else 0, share)
-        return TaskRouter(tasks, args.width, len(self.experts), args.top_k), batch
+        owners = chosen.experts[0].index_select(0, unit).flatten()
+        counts = [[owners.bincount(minlength=self.num_experts).tolist()]]
+
+        def call(x: Tensor) -> Tensor:
+            (routing,) = routings_of_units(gates(), unit, tokens, share, counts, by_task=True)
+            output: Tensor = layer(x, routing)[0]
+            return output
+
+        return nn.ModuleList([gates, layer]), call
+
+    def _fairscale(self) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        from fairscale.nn.moe import MOELayer, Top2Gate
+
+        shape = self.args.width, self.args.ffn_dim
+        experts = nn.ModuleList(FeedForwardModule(*shape) for _ in range(self.num_experts)).to(self.x.device)
+        layer = MOELayer(Top2Gate(self.args.width, self.num_experts), experts)
+        return layer, lambda x: layer(x.view(self.tokens, 1, -1)).view_as(x)
 
     def _products(self, forward_only: bool) -> System:
         # What no feed-forward network of this work can do without: two matrix products forward, four backward.
@@ -153,6 +189,17 @@ class LayerSystems:
             return grad.t() @ hidden, grad_hidden.t() @ x, grad_hidden @ w1
 
         return forward if forward_only else forward_backward
+
+
+class FeedForwardModule(nn.Module):
+    """A dense feed-forward network."""
+
+    def __init__(self, width: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, ffn_dim), nn.Linear(ffn_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -182,7 +229,10 @@ def summary(rows: list[Row]) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})" if row else ""
+    if row is None:
+        return ""
+    memory = f", {row['peak_gpu_bytes'] / 2**20:.0f} MiB" if "peak_gpu_bytes" in row else ""
+    return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f}){memory}"
 
 
 def draw(rows: list[Row], figure: Any) -> None:

@@ -46,7 +46,7 @@ def started(args: Namespace, data: Path, routing: str, experts: str) -> Iterator
     spread = ["--moe-expert-parallel"] if experts == SPREAD else []
     flags = [*moe_args(args, routing, args.experts), *spread, "--ddp-backend", "legacy_ddp"]
     flags += ["--distributed-backend", "gloo", "--distributed-world-size", str(processes), "--distributed-no-spawn"]
-    share = Namespace(**{**vars(args), "tokens": args.tokens // processes})
+    share = Namespace(**{**vars(args), "tokens": args.tokens // processes, "device": "cpu", "precision": "fp32"})
     langs = write_dictionaries(data, args)
     setups = [
         {

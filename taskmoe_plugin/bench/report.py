@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from taskmoe_plugin.errors import UsageError
 
 Row = dict[str, Any]
@@ -49,7 +51,7 @@ class Report:
             ) from error
 
 
-def environment(threads: int, cpu_time: bool) -> dict[str, Any]:
+def environment(threads: int, cpu_time: bool, device: str = "cpu") -> dict[str, Any]:
     """What a figure depends on besides the command."""
     versions = {}
     for package in PACKAGES:
@@ -59,6 +61,7 @@ def environment(threads: int, cpu_time: bool) -> dict[str, Any]:
             continue
     return {
         "processor": _processor(),
+        **({"gpu": torch.cuda.get_device_name(device)} if device == "cuda" else {}),
         "cpus": os.cpu_count(),
         "threads": threads,
         "clock": "time computed" if cpu_time else "time passed",
@@ -131,7 +134,9 @@ def _write_plot(path: Path, report: Report, draw: Callable[[Any], None]) -> None
     figure = Figure(figsize=(9, 5), layout="constrained")
     draw(figure)
     env = report.environment
-    figure.suptitle(f"{env['processor']}, threads {env['threads']}, torch {env.get('torch')}", fontsize="small")
+    figure.suptitle(
+        f"{env.get('gpu', env['processor'])}, threads {env['threads']}, torch {env.get('torch')}", fontsize="small"
+    )
     figure.savefig(path, format="png", dpi=110)
 
 

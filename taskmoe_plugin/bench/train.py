@@ -49,13 +49,14 @@ def _measure(args: Namespace, workers: dict[str, Worker], experts: int) -> list[
         rows.append(
             {
                 "experts": experts,
+                "precision": args.precision,
                 "system": name,
                 "words_per_second": last[name]["words"] / Summary.of(values).median,
                 "ratio": ratio.median,
                 "ratio_low": ratio.low,
                 "ratio_high": ratio.high,
                 "parameters": last[name]["parameters"],
-                "peak_bytes": last[name]["peak_bytes"],
+                **{key: value for key, value in last[name].items() if key.startswith("peak")},
             }
         )
     return rows
@@ -74,7 +75,7 @@ def setup(args: Namespace, data: str, langs: list[str], system_args: list[str]) 
     """The first message of a worker.
 
     Args:
-        args: the benchmark's flags.
+        args: the benchmark's flags, with ``device`` and ``precision``.
         data: where the dictionaries are.
         langs: the languages.
         system_args: fairseq's flags for the model.
@@ -83,7 +84,8 @@ def setup(args: Namespace, data: str, langs: list[str], system_args: list[str]) 
     fairseq_args = [
         data, "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs), *system_args,
         "--share-all-embeddings", "--label-smoothing", "0.1", "--optimizer", "adam", "--lr", "1e-4",
-        "--max-tokens", str(args.tokens), "--cpu",
+        "--max-tokens", str(args.tokens), "--no-save", *(["--cpu"] if args.device == "cpu" else []),
+        *([] if args.precision == "fp32" else [f"--{args.precision}"]),
     ]  # fmt: skip
     return {
         "args": fairseq_args,
@@ -96,7 +98,8 @@ def setup(args: Namespace, data: str, langs: list[str], system_args: list[str]) 
 
 
 def summary(rows: list[Row]) -> str:
-    """A table of words per second, speed relative to dense with quartiles, and memory."""
+    """A table of words per second, speed relative to dense with quartiles, and memory, a GPU's where there is one."""
+    gpu = "peak_gpu_bytes" in rows[0]
     body = [
         [
             row["experts"],
@@ -105,10 +108,12 @@ def summary(rows: list[Row]) -> str:
             f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})",
             f"{row['parameters'] / 1e6:.0f}",
             f"{row['peak_bytes'] / 2**30:.2f}",
+            *([f"{row['peak_gpu_bytes'] / 2**30:.2f}"] if gpu else []),
         ]
         for row in rows
     ]
-    return table(["experts", "system", "words/s", "of dense", "parameters, millions", "peak memory, GiB"], body)
+    headers = ["experts", "system", "words/s", "of dense", "parameters, millions", "peak memory, GiB"]
+    return table([*headers, *(["on the GPU, GiB"] if gpu else [])], body)
 
 
 def draw(rows: list[Row], figure: Any) -> None:

@@ -12,6 +12,7 @@ from fairseq.trainer import Trainer
 
 from taskmoe_plugin.bench.timing import make_clock
 from taskmoe_plugin.bench.workers import Message, serve
+from taskmoe_plugin.memory import keep_freed_memory
 
 BATCHES = 2  # updates go through these in turn
 
@@ -23,12 +24,16 @@ def set_up(message: Message) -> Any:
     """
     torch.set_num_threads(message["threads"])
     args = options.parse_args_and_arch(options.get_training_parser(), message["args"])
+    args.tpu = False  # fairseq takes --bf16 to mean a TPU
     cfg = convert_namespace_to_omegaconf(args)
     torch.manual_seed(0)
     task = tasks.setup_task(cfg.task)
     model = task.build_model(cfg.model)
     trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
-    clock = make_clock(message["cpu_time"])
+    if args.cpu:
+        # As the plugin's task does when training starts; here for the dense model, too.
+        keep_freed_memory()
+    clock = make_clock(message["cpu_time"], trainer.device)
     # Processes that train together have the same model, but batches of their own.
     torch.manual_seed(message.get("rank", 0))
     batches = [random_batch(task, message["pairs"], message["tokens"], message["length"]) for _ in range(BATCHES)]

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from taskmoe_plugin.errors import TaskMoEError, one_line_errors
 
 Message = dict[str, Any]
@@ -76,7 +78,8 @@ def serve(set_up: Callable[[Message], Callable[[Message], Message]]) -> None:
 
     Args:
         set_up: makes, of the first message, the function that answers the others. Every answer also gets
-            ``peak_bytes``, the most memory this process has had resident so far.
+            ``peak_bytes``, the most memory this process has had resident so far, and, where it uses a GPU,
+            ``peak_gpu_bytes``, the most that its tensors have taken there.
     """
     # Whatever a library prints goes to standard error: the answers alone go to the parent.
     logging.disable(logging.INFO)
@@ -85,10 +88,18 @@ def serve(set_up: Callable[[Message], Callable[[Message], Message]]) -> None:
     first = sys.stdin.readline()
     with one_line_errors():
         handle = set_up(json.loads(first))
-    print(json.dumps({"peak_bytes": peak_bytes()}), file=answers, flush=True)
+    print(json.dumps(peaks()), file=answers, flush=True)
     for line in sys.stdin:
         answer = handle(json.loads(line))
-        print(json.dumps({**answer, "peak_bytes": peak_bytes()}), file=answers, flush=True)
+        print(json.dumps({**answer, **peaks()}), file=answers, flush=True)
+
+
+def peaks() -> Message:
+    """The most memory this process has had: ``peak_bytes``, and ``peak_gpu_bytes`` if it uses a GPU."""
+    found = {"peak_bytes": peak_bytes()}
+    if torch.cuda.is_initialized():
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return found
 
 
 def peak_bytes() -> int:

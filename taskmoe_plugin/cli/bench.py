@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-from taskmoe_plugin.errors import UsageError
 
 
 def add_parser(commands: Any) -> None:
@@ -29,6 +28,8 @@ def add_parser(commands: Any) -> None:
         add_args(parser)
         _add_common(parser, kind)
         parser.set_defaults(run=_run, kind=kind)
+        if kind == "parallel":
+            parser.set_defaults(device="cpu")
     show = kinds.add_parser("show", help="print the table of a report")
     show.add_argument("report", type=Path, help="the .json file that a run wrote")
     show.set_defaults(run=_show)
@@ -52,23 +53,35 @@ def _add_layer(parser: ArgumentParser) -> None:
     add("--tasks", type=_positive, default=8, metavar="N", help="tasks in a batch, for the system 'task'")
     add("--width", type=_positive, default=512, metavar="N", help="width of the model")
     add("--ffn-dim", type=_positive, default=2048, metavar="N", help="hidden width of an expert")
-    add("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"), help="types to compute in")
-    add("--device", default="cpu", help="cpu or cuda")
+    _add_device(parser)
+    add("--precision", "--dtypes", dest="precisions", type=_precision, nargs="+", default=["fp32"], metavar="P",
+        help="one or more of fp32, fp16 and bf16, or PyTorch's names; gates always take fp32")  # fmt: skip
     add("--passes", nargs="+", default=["forward", "forward+backward"], choices=("forward", "forward+backward"))
     systems = ("products", "task", "one-task", "sentence", "token", "fairscale")
     add("--systems", nargs="+", default=list(systems), choices=systems, help="what to compare with the dense FFN")
     add(
         "--min-seconds",
-        type=float,
+        type=_seconds,
         default=0.05,
         metavar="S",
         help="call a system until a value covers about this long",
     )
 
 
+def _add_device(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"),
+                        help="what to compute on; a GPU's memory is measured, too")  # fmt: skip
+
+
+def _add_precision(parser: ArgumentParser, help_text: str) -> None:
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help=help_text)
+
+
 def _add_train(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--experts", type=_positive, nargs="+", default=[8, 32], metavar="E", help="experts in each MoE layer")
+    _add_device(parser)
+    _add_precision(parser, "what all models are trained in, the dense one too: fairseq's --fp16 and --bf16")
     _add_updates(parser, ("task", "sentence", "token"))
 
 
@@ -98,6 +111,8 @@ def _add_decode(parser: ArgumentParser) -> None:
     add("--path", metavar="CKPT", help="a checkpoint of taskmoe_transformer")
     add("--lang-pair", metavar="PAIR", help="the pair to translate, such as en-de")
     add("--batch-sizes", type=_positive, nargs="+", default=[1, 4, 16, 64], metavar="N", help="sentences in a batch")
+    _add_device(parser)
+    _add_precision(parser, "what models compute in, but CTranslate2's, whose names say it")
     add("--beam", type=_positive, default=5, metavar="N", help="beam size")
     add("--length", type=_positive, default=25, metavar="N",
         help="tokens of every hypothesis, whatever the model would do; tokens of a random source sentence")  # fmt: skip
@@ -140,16 +155,33 @@ def _positive(text: str) -> int:
     return number
 
 
+def _precision(text: str) -> str:
+    from taskmoe_plugin.bench.device import DTYPES
+
+    for name, dtype in DTYPES.items():
+        if text in (name, dtype):
+            return name
+    raise ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(DTYPES)})")
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError(text)
+    return number
+
+
 def _run(args: Namespace) -> None:
-    from taskmoe_plugin.bench import report
+    from taskmoe_plugin.bench import device, report
 
     bench = import_module(f"taskmoe_plugin.bench.{args.kind}")
-    if args.cpu_time and args.threads > 1:
-        raise UsageError("--cpu-time: adds up the time of all threads; use it with --threads 1")
+    device.check(args)
     report.claim(args.output, args.force)
     command = shlex.join(["taskmoe", *sys.argv[1:]])
     with _quiet():
-        found = report.Report(args.kind, command, report.environment(args.threads, args.cpu_time), bench.run(args))
+        found = report.Report(
+            args.kind, command, report.environment(args.threads, args.cpu_time, args.device), bench.run(args)
+        )
         paths = report.write(found, args.output, lambda figure: bench.draw(found.rows, figure))
     print(bench.summary(found.rows))
     report.progress(f"wrote {', '.join(map(str, paths))}")

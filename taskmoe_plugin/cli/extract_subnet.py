@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from taskmoe_plugin.errors import TaskMoEError, one_line_errors, raise_all
+from taskmoe_plugin.cli.running import running
+from taskmoe_plugin.errors import TaskMoEError, raise_all
 from taskmoe_plugin.formats import CTRANSLATE2, FORMATS, HALF, QUANTIZATIONS, WITH_PIECES
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog=PROGRAM, description=DESCRIPTION)
     _add_arguments(parser)
     args = parser.parse_args(argv)
-    with one_line_errors(PROGRAM):
+    with running(PROGRAM):
         run(args)
 
 
@@ -68,7 +68,6 @@ def run(args: Namespace) -> None:
     from taskmoe_plugin.subnet.report import table
 
     logging.getLogger("fairseq").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         rows = extract(args.path, _groups(args.lang_pairs), _options(args))
     except KeyboardInterrupt:
@@ -128,10 +127,6 @@ def _groups(text: str) -> list[list[str]] | None:
     if text == "all":
         return None
     return [list(dict.fromkeys(group.split("+"))) for group in dict.fromkeys(text.split(","))]
-
-
-def _interrupt(*args: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from argparse import REMAINDER, ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from taskmoe_plugin.cli.launched import PARENT
 from taskmoe_plugin.errors import TaskMoEError, UsageError
 
 COMMAND = "fairseq-train"
@@ -45,6 +46,7 @@ def run(args: Namespace) -> None:
     # The processes import this package too, wherever this one has found it.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ[PARENT] = str(os.getpid())
     host, _, port = args.master.partition(":")
     where: list[Any] = ["--standalone"]
     if args.nodes > 1:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from importlib.metadata import entry_points
 
 from taskmoe_plugin.registration import register
+
+PARENT = "TASKMOE_LAUNCHER"  # the variable that has the process id of the launcher
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def flags(command: list[str]) -> list[str]:
@@ -27,8 +32,17 @@ def flags(command: list[str]) -> list[str]:
     return added
 
 
+def end_with_parent() -> None:
+    """Have the system kill this process when the one that started it ends, however it does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have ended before that: then another process has adopted this one.
+    if os.getppid() != int(os.environ[PARENT]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
     """Run the command that is this process's arguments."""
+    end_with_parent()
     command = sys.argv[1:]
     sys.argv = [*command, *flags(command)]
     run = next(iter(entry_points(group="console_scripts", name=command[0]))).load()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taskmoe_plugin.cli import bench, consolidate, extract_subnet, launch, report, translate
-from taskmoe_plugin.errors import one_line_errors
+from taskmoe_plugin.cli.running import running
+from taskmoe_plugin.errors import PROGRAM
 
 
 def build_parser() -> ArgumentParser:
@@ -28,5 +29,5 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``taskmoe`` with the given arguments, by default those of the process."""
     args = build_parser().parse_args(argv)
-    with one_line_errors():
+    with running(PROGRAM):
         args.run(args)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +49,6 @@ def run(args: Namespace) -> None:
 
     for name in ("fairseq", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     data = [Path(each) for each in args.data.split(":")] if args.data else []
     try:
         files.check_free(args.output_dir, args.force)

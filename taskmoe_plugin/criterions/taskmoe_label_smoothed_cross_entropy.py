@@ -1,6 +1,7 @@
 """Label-smoothed cross-entropy with the losses of the gates."""
 
-from collections.abc import Sequence
+import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +12,12 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
     label_smoothed_nll_loss,
 )
-from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from torch import Tensor
 
-from taskmoe_plugin.criterions.gate_losses import STATISTICS, over_processes, statistics, token_means
-from taskmoe_plugin.moe import MoERecord
+from taskmoe_plugin.criterions.gate_losses import STATISTICS, statistics
+from taskmoe_plugin.errors import raise_all
+from taskmoe_plugin.moe import GateRecord
 
 STACKS = ("encoder", "decoder")
 
@@ -40,7 +41,9 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
     because one task is half of the tokens cannot be evened by choosing other experts.
 
     fairseq's losses are sums over tokens, hence the factor; after normalisation it is Switch Transformer's
-    loss (section 2.2), one term per layer. With several processes the gates' losses are of all their batches together.
+    loss (section 2.2), one term per layer. With several processes each has the gates' losses of its own batch, as in
+    fairseq's MoE branch, so that none ever waits for another here; where experts are spread over processes, which have
+    told each other their loads anyway, they are of all batches together.
 
     Logs, besides fairseq's own, for each stack the mean over its layers of: balance loss (1 when balanced), z-loss,
     entropy of the gates in nats, share of experts in use, share of assignments dropped. In validation it also sums
@@ -59,6 +62,14 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         moe_z_loss_wt: float = 0.0,
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        weights = {"gate": moe_gate_loss_wt, "task-gate": moe_task_gate_loss_wt, "z": moe_z_loss_wt}
+        raise_all(
+            [
+                f"--moe-{name}-loss-wt {weight}: give a finite number"
+                for name, weight in weights.items()
+                if not math.isfinite(weight)
+            ]
+        )
         self.gate_loss_wt = moe_gate_loss_wt
         self.task_gate_loss_wt = moe_task_gate_loss_wt
         self.z_loss_wt = moe_z_loss_wt
@@ -80,17 +91,17 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
         }
-        filler = sample["net_input"].get("filler", False)
         for stack in STACKS:
             records = net_output[1]["moe"][stack]
-            means, whole_size = self._means(records, sample_size, filler)
-            found = statistics(means, loss.device)
-            balance_wt = self.task_gate_loss_wt if _tokens(records) is None else self.gate_loss_wt
-            penalty = len(records) * (balance_wt * found["balance_loss"] + self.z_loss_wt * found["z_loss"])
-            # The value is this batch's share of the penalty; the gradient, what the batch adds to that of the whole.
-            loss = loss + whole_size * penalty - (whole_size - sample_size) * penalty.detach()
+            weights = self._weights(records)
+            with nullcontext() if any(weights.values()) else torch.no_grad():
+                found = statistics(records, loss.device)
+            scale = self._sample_size_of(records, model, sample, sample_size)
+            for name, weight in weights.items():
+                if weight:
+                    loss = loss + scale * len(records) * weight * found[name]
             for name, value in found.items():
-                logging_output[f"{stack}_{name}"] = value.data * sample_size
+                logging_output[f"{stack}_{name}"] = value.data * scale
         logging_output["loss"] = loss.data
         if self.report_accuracy:
             n_correct, total = self.compute_accuracy(model, net_output, sample)
@@ -100,15 +111,17 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
             self._log_pairs(logging_output, sample, row_loss, row_nll_loss)
         return loss, sample_size, logging_output
 
-    def _means(self, records: list[MoERecord], sample_size: Any, filler: bool) -> tuple[Sequence[Tensor], Any]:
-        """``token_means`` of the layers of a stack over the batches of all processes, and the sample size of them."""
-        means = [token_means(record) for record in records]
-        tokens = _tokens(records)
-        if tokens is None or distributed_utils.get_data_parallel_world_size() == 1:
-            return means, sample_size
-        if filler:
-            tokens = sample_size = 0
-        return over_processes(means, tokens, sample_size, distributed_utils.get_data_parallel_group())
+    def _weights(self, records: list[GateRecord]) -> dict[str, float]:
+        """The weight of each loss of the gates of a stack."""
+        by_task = any(record.by_task for record in records)
+        return {"balance_loss": self.task_gate_loss_wt if by_task else self.gate_loss_wt, "z_loss": self.z_loss_wt}
+
+    def _sample_size_of(self, records: list[GateRecord], model: Any, sample: dict[str, Any], sample_size: Any) -> Any:
+        """The size of what the shares of tokens are of: this batch, or those of all processes; then a collective."""
+        if all(record.load is None for record in records):
+            return sample_size
+        own = 0 if sample["net_input"].get("filler", False) else float(sample_size)
+        return model.group.sum(records[0].share.new_tensor(own))
 
     def _row_losses(self, model: Any, net_output: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
         lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
@@ -135,8 +148,3 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
             for name in STATISTICS:
                 total = sum(log.get(f"{stack}_{name}", 0) for log in logging_outputs)
                 metrics.log_scalar(f"{stack}_{name}", total / sample_size, sample_size, round=3)
-
-
-def _tokens(records: list[MoERecord]) -> int | None:
-    # None without gates, and for those of tasks: a table that is the same for all batches and processes.
-    return records[0].tokens if records else None

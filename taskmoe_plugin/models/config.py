@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.errors import TaskMoEError, UsageError, raise_all
 from taskmoe_plugin.models.task_table import ROUTINGS, TASK_ROUTINGS
 
 STACKS = ("encoder", "decoder")
+# Of what a checkpoint's tensors are called and shaped like. 2: the experts of a layer are stacked.
+FORMAT = 2
 
 
 def add_moe_args(parser: ArgumentParser) -> None:
@@ -69,13 +72,38 @@ def remember_languages(args: Namespace, langs: Sequence[str], pairs: Sequence[st
     """Note in a new model's arguments what its gates need to know of languages, so that the checkpoint carries it.
 
     The arguments of a model that comes from a checkpoint are left as they are.
+
+    Raises:
+        TaskMoEError: the checkpoint has a format that this version does not read.
+        UsageError: the groups of pairs are wrong.
     """
     if hasattr(args, "taskmoe_langs"):
+        check_format(args, "the checkpoint")
         return
+    args.taskmoe_format = FORMAT
     args.taskmoe_langs = ",".join(langs)
     args.taskmoe_lang_pairs = ",".join(pairs)
     grouped = "group" in (args.encoder_moe_routing, args.decoder_moe_routing)
     args.taskmoe_groups = json.dumps(_read_groups(args.moe_task_groups, pairs) if grouped else {})
+
+
+def check_format(args: Namespace, name: str) -> None:
+    """Refuse a checkpoint of another format, whose tensors would not fit.
+
+    Args:
+        args: the model's arguments that it carries.
+        name: what to call it.
+
+    Raises:
+        TaskMoEError: it was written by a version that this one cannot read.
+    """
+    found = getattr(args, "taskmoe_format", 1)
+    if found != FORMAT:
+        age = "an older" if found < FORMAT else "a newer"
+        raise TaskMoEError(
+            f"{name}: has format {found}, of {age} version of taskmoe_plugin, and this one reads format {FORMAT}; "
+            "use that version for it, or train again"
+        )
 
 
 def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
@@ -85,14 +113,18 @@ def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--moe-task-groups {path}: cannot be read ({error}); give a UTF-8 file") from error
-    groups = {}
+    groups: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         pair, _, group = (part.strip() for part in line.partition("\t"))
         if not (pair and group):
             raise UsageError(f"--moe-task-groups {path}: line {number} is not 'pair<TAB>group name': {line!r}")
-        groups[pair] = group
+        if groups.setdefault(pair, group) != group:
+            raise UsageError(
+                f"--moe-task-groups {path}: line {number} puts {pair} into {group}, an earlier one "
+                f"into {groups[pair]}; a pair has one group"
+            )
     missing = [pair for pair in pairs if pair not in groups]
     if missing:
         raise UsageError(f"--moe-task-groups {path}: no group for {', '.join(missing)}; add a line for each")
@@ -100,37 +132,43 @@ def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
 
 
 def check_args(args: Namespace) -> None:
-    """Raise ``UsageError`` if the flags of a model cannot work together."""
+    """Raise one ``UsageError`` with all that is wrong with the flags of a model."""
+    raise_all([*_problems_of_sizes(args), *_problems_of_routing(args), *_problems_with_fairseq(args)])
+
+
+def _problems_of_sizes(args: Namespace) -> Iterator[str]:
     experts, k = args.moe_expert_count, args.moe_top_k
     if experts < 1:
-        raise UsageError(f"--moe-expert-count {experts}: give at least 1 (for a dense stack, --encoder-moe-freq 0)")
-    if not 1 <= k <= experts:
-        raise UsageError(f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}")
+        yield f"--moe-expert-count {experts}: give at least 1 (for a dense stack, --encoder-moe-freq 0)"
+    elif not 1 <= k <= experts:
+        yield f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}"
     if args.moe_expert_ffn_dim is not None and args.moe_expert_ffn_dim < 1:
-        raise UsageError(f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1")
+        yield f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1"
     for stack in STACKS:
         freq = getattr(args, f"{stack}_moe_freq")
         if freq < 0:
-            raise UsageError(f"--{stack}-moe-freq {freq}: give 0 (no MoE layer) or more")
+            yield f"--{stack}-moe-freq {freq}: give 0 (no MoE layer) or more"
+
+
+def _problems_of_routing(args: Namespace) -> Iterator[str]:
     routings = {getattr(args, f"{stack}_moe_routing") for stack in STACKS if getattr(args, f"{stack}_moe_freq")}
     for flag in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(args, f"moe_{flag}")
         name = f"--moe-{flag.replace('_', '-')} {factor:g}"
-        if factor < 0:
-            raise UsageError(f"{name}: give 0 (dropless) or more")
+        if not 0 <= factor < math.inf:
+            yield f"{name}: give 0 (dropless) or more"
         if factor and "token" not in routings:
-            raise UsageError(
-                f"{name}: only token routing has a capacity; leave it out, the other routings are dropless"
-            )
+            yield f"{name}: only token routing has a capacity; leave it out, the other routings are dropless"
     if args.moe_task_gate == "static" and not routings & set(TASK_ROUTINGS):
-        raise UsageError(
-            "--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing"
-        )
+        yield "--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing"
     if not 0 <= args.moe_router_jitter < 1:
-        raise UsageError(f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1")
-    # Offloading turns checkpointing on: the flag that the user gave comes first.
-    for name in ("offload_activations", "checkpoint_activations"):
-        if getattr(args, name, False):
-            raise UsageError(f"--{name.replace('_', '-')}: not supported with MoE layers; leave it out")
+        yield f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1"
+    if args.moe_expert_dropout is not None and not 0 <= args.moe_expert_dropout < 1:
+        yield f"--moe-expert-dropout {args.moe_expert_dropout}: give a value from 0 up to 1"
+
+
+def _problems_with_fairseq(args: Namespace) -> Iterator[str]:
+    if getattr(args, "offload_activations", False):
+        yield "--offload-activations: not supported with MoE layers; give --checkpoint-activations alone"
     if getattr(args, "quant_noise_pq", 0):
-        raise UsageError("--quant-noise-pq: not supported with MoE layers; leave it out")
+        yield "--quant-noise-pq: not supported with MoE layers; leave it out"

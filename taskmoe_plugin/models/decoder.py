@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import torch
 from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
 from torch import Tensor, nn
 
 from taskmoe_plugin.models.layers import TaskMoEDecoderLayer
-from taskmoe_plugin.models.stack import StackConfig, StackState, TaskIndex
-from taskmoe_plugin.moe import RoutedBatch
+from taskmoe_plugin.models.routed_stack import RoutedStack, StackRouting
+
+# Among the incremental states of a batch that is being translated: the networks of its only task.
+FOLDED = "taskmoe.folded"
 
 
 def mean_of_source(encoder_out: Tensor, padding: Tensor) -> Tensor:
@@ -29,7 +31,7 @@ def mean_of_source(encoder_out: Tensor, padding: Tensor) -> Tensor:
     return total / kept.sum(dim=0).clamp(min=1)
 
 
-class TaskMoEDecoder(TransformerDecoderBase):
+class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
     """Transformer decoder of which every ``--decoder-moe-freq``-th layer is an MoE layer.
 
     With sentence routing it routes by the source sentence (the mean of the encoder's output): the mean of its own
@@ -39,19 +41,17 @@ class TaskMoEDecoder(TransformerDecoderBase):
     """
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, no_encoder_attn: bool = False) -> None:
-        # fairseq builds the layers in its __init__, one call each and without an index.
-        self.moe_config = StackConfig.from_args(cfg, "decoder")
-        self.moe_state = StackState()
-        self._built = 0
+        self.prepare(cfg, "decoder")
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
-        self.tasks = TaskIndex.of(self.moe_config)
+        self.tasks = self.moe_config.build_tasks()
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
-        index, self._built = self._built, self._built + 1
+        index = self.next_layer()
         if not self.moe_config.is_moe_layer(index):
             cfg = self.moe_config.dense_layer(cfg, index)
             return super().build_decoder_layer(cfg, no_encoder_attn)  # type: ignore[no-any-return]
-        layer = TaskMoEDecoderLayer(cfg, self.moe_config, self.moe_state, index, no_encoder_attn)
+        layer = TaskMoEDecoderLayer(cfg, self.moe_config.build_layer(index), no_encoder_attn)
+        self.routed_layers.append(layer)
         return fsdp_wrap(layer, min_num_params=cfg.min_params_to_wrap)  # type: ignore[no-any-return]
 
     def extract_features(
@@ -64,9 +64,8 @@ class TaskMoEDecoder(TransformerDecoderBase):
         alignment_heads: int | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Features (B, T, C) of target prefixes (B, T), and a dictionary of whatever else the model has to tell."""
-        new_tokens = prev_output_tokens if incremental_state is None else prev_output_tokens[:, -1:]
-        batch = self._route(new_tokens, encoder_out)
-        with self.moe_state.passing(batch) as records:
+        routing = self._route(prev_output_tokens, encoder_out, incremental_state)
+        with self.routed(routing) as records:
             x, extra = super().extract_features(
                 prev_output_tokens,
                 encoder_out,
@@ -78,13 +77,42 @@ class TaskMoEDecoder(TransformerDecoderBase):
         extra["moe"] = {"encoder": encoder_out["moe"], "decoder": records}
         return x, extra
 
-    def _route(self, prev_output_tokens: Tensor, encoder_out: dict[str, list[Any]]) -> RoutedBatch:
-        tokens = self.moe_config.tokens(prev_output_tokens.eq(self.padding_idx), any(encoder_out["filler"]))
-        if self.tasks:
-            source, target = (next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id"))
-            return self.tasks.route(tokens, source, target, self.moe_state.task_routers())
-        batch = RoutedBatch(tokens)
-        if self.moe_config.routing == "sentence":
-            source = mean_of_source(encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0])
-            batch = replace(batch, sentence=source)
-        return batch
+    def _route(
+        self, tokens: Tensor, encoder_out: dict[str, list[Any]], incremental_state: dict[str, Any] | None
+    ) -> StackRouting:
+        if incremental_state is not None:
+            tokens = tokens[:, -1:]
+            if self.moe_config.group is not None:
+                self._is_anyone_decoding(here=True)
+            elif FOLDED in incremental_state:
+                return cast(StackRouting, incremental_state[FOLDED])
+        source, target = (next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id"))
+        sentence = None
+        if self.moe_config.routing == "sentence" and self.routed_layers:
+            sentence = mean_of_source(encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0])
+        padding = next(iter(encoder_out.get("target_padding", ())), tokens.eq(self.padding_idx))
+        routing = self.route(padding, source, target, any(encoder_out["filler"]), sentence)
+        if incremental_state is not None and routing.is_folded:
+            incremental_state[FOLDED] = routing
+        return routing
+
+    @torch.no_grad()
+    def wait_for_others(self) -> None:
+        """After a batch has been translated: take part, without tokens, in the steps of processes that still decode.
+
+        Only where experts are spread; a collective.
+        """
+        if self.moe_config.group is None:
+            return
+        device = self.embed_tokens.weight.device
+        padding = torch.ones(1, 1, dtype=torch.bool, device=device)
+        lang_id = torch.zeros(1, dtype=torch.int64, device=device)
+        x = torch.zeros(1, 1, self.moe_config.width, device=device)
+        while self._is_anyone_decoding(here=False):
+            for layer, routing in zip(self.moe_layers, self.route(padding, lang_id, lang_id, sentence=x[0]).layers):
+                layer(x.to(layer.experts.fc1_bias.dtype), routing)
+
+    def _is_anyone_decoding(self, here: bool) -> bool:
+        group = self.moe_config.group
+        assert group is not None
+        return bool(group.sum(torch.tensor(int(here), device=self.embed_tokens.weight.device)))

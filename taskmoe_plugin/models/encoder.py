@@ -9,11 +9,10 @@ from fairseq.models.transformer.transformer_encoder import TransformerEncoderBas
 from torch import Tensor, nn
 
 from taskmoe_plugin.models.layers import TaskMoEEncoderLayer
-from taskmoe_plugin.models.stack import StackConfig, StackState, TaskIndex
-from taskmoe_plugin.moe import RoutedBatch
+from taskmoe_plugin.models.routed_stack import RoutedStack
 
 
-class TaskMoEEncoder(TransformerEncoderBase):
+class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
     """Transformer encoder of which every ``--encoder-moe-freq``-th layer is an MoE layer.
 
     Its output carries, besides what fairseq's has, ``src_lang_id`` and ``tgt_lang_id`` for the decoder and, under
@@ -21,18 +20,16 @@ class TaskMoEEncoder(TransformerEncoderBase):
     """
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False) -> None:
-        # fairseq builds the layers in its __init__, one call each and without an index.
-        self.moe_config = StackConfig.from_args(cfg, "encoder")
-        self.moe_state = StackState()
-        self._built = 0
+        self.prepare(cfg, "encoder")
         super().__init__(cfg, dictionary, embed_tokens, return_fc)
-        self.tasks = TaskIndex.of(self.moe_config)
+        self.tasks = self.moe_config.build_tasks()
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
-        index, self._built = self._built, self._built + 1
+        index = self.next_layer()
         if not self.moe_config.is_moe_layer(index):
             return super().build_encoder_layer(self.moe_config.dense_layer(cfg, index))  # type: ignore[no-any-return]
-        layer = TaskMoEEncoderLayer(cfg, self.moe_config, self.moe_state, index, self.return_fc)
+        layer = TaskMoEEncoderLayer(cfg, self.moe_config.build_layer(index), self.return_fc)
+        self.routed_layers.append(layer)
         return fsdp_wrap(layer, min_num_params=cfg.min_params_to_wrap)  # type: ignore[no-any-return]
 
     def forward(
@@ -53,13 +50,10 @@ class TaskMoEEncoder(TransformerEncoderBase):
             return_all_hiddens: also return the output of every layer.
             token_embeddings: (B, T, C), in place of the embeddings of ``src_tokens``.
             src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
-            filler: the batch counts for nothing (see ``StackConfig.tokens``).
+            filler: the batch counts for nothing (see ``RoutedStack.route``).
         """
-        tokens = self.moe_config.tokens(src_tokens.eq(self.padding_idx), filler)
-        batch = RoutedBatch(tokens)
-        if self.tasks:
-            batch = self.tasks.route(tokens, src_lang_id, tgt_lang_id, self.moe_state.task_routers())
-        with self.moe_state.passing(batch) as records:
+        routing = self.route(src_tokens.eq(self.padding_idx), src_lang_id, tgt_lang_id, filler)
+        with self.routed(routing) as records:
             out = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
         out["src_lang_id"] = [] if src_lang_id is None else [src_lang_id]
         out["tgt_lang_id"] = [] if tgt_lang_id is None else [tgt_lang_id]

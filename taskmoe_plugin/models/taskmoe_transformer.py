@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from fairseq.models import register_model, register_model_architecture
@@ -14,14 +13,19 @@ from fairseq.models.transformer import base_architecture as dense_architecture
 from torch import Tensor, nn
 
 from taskmoe_plugin.errors import UsageError
-from taskmoe_plugin.models.config import STACKS, add_moe_args, check_args, remember_languages, set_moe_defaults
+from taskmoe_plugin.models.config import (
+    STACKS,
+    add_moe_args,
+    check_args,
+    check_format,
+    remember_languages,
+    set_moe_defaults,
+)
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
 from taskmoe_plugin.models.stack import StackConfig
-from taskmoe_plugin.moe.expert_parallel import ExpertParallel
 from taskmoe_plugin.parallel.command_line import settle
-from taskmoe_plugin.parallel.saving import ExpertSaver
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards, expert_of, with_experts
+from taskmoe_plugin.parallel.group import ExpertGroup
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +37,6 @@ class TaskMoETransformerModel(TransformerModel):
     Each stack routes by its own unit: the source language, target language, pair or group of pairs of a row (given
     as language ids in ``net_input``), the sentence, or the token.
     """
-
-    # Set by the task: where its checkpoint may be, and what writes experts that are spread over processes.
-    directories: Sequence[Path] = ()
-    saver: ExpertSaver | None = None
-    # The files of the experts that the model was loaded from, if they were spread over processes.
-    shards: ExpertShards | None = None
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -76,6 +74,7 @@ class TaskMoETransformerModel(TransformerModel):
         src_lang_id: Tensor | None = None,
         tgt_lang_id: Tensor | None = None,
         filler: bool = False,
+        target_padding: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Logits (B, T, V) of a batch, and a dictionary with the records of the MoE layers under ``moe``.
 
@@ -88,6 +87,7 @@ class TaskMoETransformerModel(TransformerModel):
             alignment_layer, alignment_heads: which cross-attention to return.
             src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
             filler: the batch is there only to keep this process in step with others that have one.
+            target_padding: (B, T) bool, which of the target's padding symbols are padding; None: all.
         """
         encoder_out = self.encoder(
             src_tokens,
@@ -97,6 +97,7 @@ class TaskMoETransformerModel(TransformerModel):
             tgt_lang_id=tgt_lang_id,
             filler=filler,
         )
+        encoder_out["target_padding"] = [] if target_padding is None else [target_padding]
         return self.decoder(  # type: ignore[no-any-return]
             prev_output_tokens,
             encoder_out=encoder_out,
@@ -108,27 +109,13 @@ class TaskMoETransformerModel(TransformerModel):
         )
 
     @property
-    def parallel(self) -> ExpertParallel | None:
+    def group(self) -> ExpertGroup | None:
         """The processes over which the experts are spread; None if every process has all of them."""
-        return self.encoder.moe_config.parallel  # type: ignore[no-any-return]
+        return self.encoder.moe_config.group  # type: ignore[no-any-return]
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The model's tensors by name; of experts that are spread over processes only what files they were saved to."""
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        if self.parallel is None:
-            return state
-        for name in [name for name in state if expert_of(name) is not None]:
-            del state[name]
-        if self.saver is not None and self.saver.manifest is not None:
-            state[KEY] = self.saver.manifest
-        return state
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, model_cfg: Any = None, args: Any = None
-    ) -> Any:
-        """Load a checkpoint's tensors, whatever number of processes its experts were and are spread over."""
-        state, self.shards = with_experts(self, state_dict, self.directories)
-        return super().load_state_dict(state, strict, model_cfg, args)
+    def wait_for_others(self) -> None:
+        """After translating a batch: where experts are spread, go on until all processes are done; a collective."""
+        self.decoder.wait_for_others()
 
     def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], tuple[int, int]]) -> None:
         """Tell the gates how much of the training data each pair is.
@@ -137,8 +124,7 @@ class TaskMoETransformerModel(TransformerModel):
             pair_tokens: source and target tokens of each (source language id, target language id).
         """
         for side, stack in enumerate((self.encoder, self.decoder)):
-            if stack.tasks is not None:
-                stack.tasks.set_training_tokens({pair: tokens[side] for pair, tokens in pair_tokens.items()})
+            stack.set_training_tokens({pair: tokens[side] for pair, tokens in pair_tokens.items()})
 
     def check_languages(self, langs: list[str]) -> None:
         """Raise ``UsageError`` if ``--langs`` differs from what the model was trained with."""
@@ -151,6 +137,7 @@ class TaskMoETransformerModel(TransformerModel):
         """
         if not hasattr(trained, "taskmoe_langs"):
             return
+        check_format(trained, "the checkpoint that training goes on from")
         _check_languages(self.args.taskmoe_langs, trained.taskmoe_langs)
         for name, stack in zip(STACKS, (self.encoder, self.decoder)):
             own, before = (config.table for config in (stack.moe_config, StackConfig.from_args(trained, name)))
@@ -179,7 +166,7 @@ class TaskMoETransformerModel(TransformerModel):
         langs = self.args.taskmoe_langs.split(",")
         ids = langs.index(source) + 1, langs.index(target) + 1
         for name, stack in zip(STACKS, (self.encoder, self.decoder)):
-            if stack.moe_config.freq and stack.tasks is not None and stack.tasks.lookup[ids] < 0:
+            if stack.tasks is not None and stack.tasks.lookup[ids] < 0:
                 raise UsageError(
                     f"--source-lang {source} --target-lang {target}: the {name}'s {stack.moe_config.routing} routing "
                     f"knows only the pairs it was trained on: {self.args.taskmoe_lang_pairs}"

@@ -1,60 +1,70 @@
-"""Mixture-of-experts layers in plain PyTorch: routers, experts, dispatch, losses.
+"""Mixture-of-experts layers in plain PyTorch: gates, routing, dispatch, experts, losses.
 
-Nothing in this package imports fairseq, so that it can be used and tested with torch alone. Shape letters used
-throughout: T positions, B rows (sentences), C model width, F hidden width of an expert, E experts, K experts per
-token, U routing units (tasks, sentences or tokens), N tokens that are not padding, A assignments (token, expert).
+Nothing in this package imports fairseq or fairscale, so that it can be used and tested with torch alone. Shape letters
+used throughout: T positions, B rows (sentences), C model width, F hidden width of an expert, E experts, K experts per
+token, U units that choose together (tasks, sentences or tokens), L MoE layers of a stack, N tokens that are not
+padding, A assignments (token, expert), W processes.
 """
 
-from taskmoe_plugin.moe.batch import RoutedBatch, TokenBatch
-from taskmoe_plugin.moe.dispatch import Dispatch, expert_capacity, make_dispatch, run_experts
-from taskmoe_plugin.moe.experts import AbsentExpert, Expert, seeded
-from taskmoe_plugin.moe.layer import MoELayer, MoERecord
-from taskmoe_plugin.moe.losses import balance_loss, expert_load, experts_in_use, gate_entropy, load_balance, z_loss
-from taskmoe_plugin.moe.placement import held_by
-from taskmoe_plugin.moe.routers import (
-    FixedTaskRouter,
+from taskmoe_plugin.moe.dispatch import (
+    Assignments,
+    Dispatched,
+    Dispatcher,
+    LocalDispatcher,
+    drop_beyond,
+    expert_capacity,
+    sort_assignments,
+)
+from taskmoe_plugin.moe.experts import Experts, FeedForward
+from taskmoe_plugin.moe.gates import (
+    FixedTaskGates,
     Gates,
-    Router,
-    SentenceRouter,
-    StaticTaskRouter,
-    TableRouter,
-    TaskRouter,
-    TokenRouter,
-    read_tables,
+    LinearGate,
+    StaticTaskGates,
+    TaskGates,
+    deal,
+    full_precision,
     top_k_gates,
 )
+from taskmoe_plugin.moe.layer import MoELayer
+from taskmoe_plugin.moe.losses import balance_loss, expert_load, experts_in_use, gate_entropy, z_loss
+from taskmoe_plugin.moe.products import grouped_linear
+from taskmoe_plugin.moe.routing import GateRecord, Routing, SentenceRouter, TokenRouter, routings_of_units
+from taskmoe_plugin.moe.tokens import Tokens
 from taskmoe_plugin.moe.usage import Usage, count_usage, counted_usage
 
 __all__ = [
-    "AbsentExpert",
-    "Dispatch",
-    "Expert",
-    "FixedTaskRouter",
+    "Assignments",
+    "Dispatched",
+    "Dispatcher",
+    "Experts",
+    "FeedForward",
+    "FixedTaskGates",
+    "GateRecord",
     "Gates",
+    "LinearGate",
+    "LocalDispatcher",
     "MoELayer",
-    "MoERecord",
-    "RoutedBatch",
-    "Router",
+    "Routing",
     "SentenceRouter",
-    "StaticTaskRouter",
-    "TableRouter",
-    "TaskRouter",
-    "TokenBatch",
+    "StaticTaskGates",
+    "TaskGates",
     "TokenRouter",
+    "Tokens",
     "Usage",
     "balance_loss",
     "count_usage",
     "counted_usage",
+    "deal",
+    "drop_beyond",
     "expert_capacity",
     "expert_load",
     "experts_in_use",
+    "full_precision",
     "gate_entropy",
-    "held_by",
-    "load_balance",
-    "make_dispatch",
-    "read_tables",
-    "run_experts",
-    "seeded",
+    "grouped_linear",
+    "routings_of_units",
+    "sort_assignments",
     "top_k_gates",
     "z_loss",
 ]

@@ -1,58 +1,118 @@
-"""One expert: a feed-forward network."""
+"""All experts of a layer: feed-forward networks whose parameters are stacked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskmoe_plugin.moe.fold import PARTS, fold
+from taskmoe_plugin.moe.products import grouped_linear
 
-class Expert(nn.Module):
-    """``fc2(dropout(activation(fc1(x))))``, the feed-forward network of a Transformer layer.
+Activation = Callable[[Tensor], Tensor]
 
-    Initialised like fairseq's own feed-forward layers, so that a model with one expert starts like a dense one.
+
+@dataclass(frozen=True)
+class FeedForward:
+    """One feed-forward network ``fc2(activation(fc1(x)))`` of hidden width H.
+
+    Attributes:
+        fc1_weight: (H, C).
+        fc1_bias: (H,).
+        fc2_weight: (C, H).
+        fc2_bias: (C,).
+        activation: works on each hidden unit alone.
+    """
+
+    fc1_weight: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
+    activation: Activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (…, C) to (…, C)."""
+        return F.linear(self.activation(F.linear(x, self.fc1_weight, self.fc1_bias)), self.fc2_weight, self.fc2_bias)
+
+
+class Experts(nn.Module):
+    """E feed-forward networks ``fc2(dropout(activation(fc1(x))))`` of one shape, as four parameters.
+
+    Expert e has ``fc1_weight[e]`` (F, C), ``fc1_bias[e]`` (F,), ``fc2_weight[e]`` (C, F) and ``fc2_bias[e]`` (C,), with
+    the initial values of fairseq's feed-forward layers. Every parameter has a gradient after every backward pass, zeros
+    for experts that computed nothing.
+
+    Args:
+        count: E, the experts of the layer.
+        width: C.
+        ffn_width: F.
+        activation: works on each hidden unit alone.
+        dropout: after the activation, in training.
+        held: which of the E experts this process has; all by default. The others' initial values are drawn too, so that
+            all processes have drawn the same numbers afterwards.
     """
 
     def __init__(
-        self, width: int, ffn_width: int, activation: Callable[[Tensor], Tensor], dropout: float = 0.0
+        self,
+        count: int,
+        width: int,
+        ffn_width: int,
+        activation: Activation,
+        dropout: float = 0.0,
+        held: range | None = None,
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, ffn_width)
-        self.fc2 = nn.Linear(ffn_width, width)
+        held = range(count) if held is None else held
         self.activation = activation
         self.dropout = dropout
+        size = len(held)
+        self.fc1_weight = nn.Parameter(torch.empty(size, ffn_width, width))
+        self.fc1_bias = nn.Parameter(torch.empty(size, ffn_width))
+        self.fc2_weight = nn.Parameter(torch.empty(size, width, ffn_width))
+        self.fc2_bias = nn.Parameter(torch.empty(size, width))
+        for expert in range(count):
+            fc1, fc2 = nn.Linear(width, ffn_width), nn.Linear(ffn_width, width)
+            if expert in held:
+                self._set(expert - held.start, fc1, fc2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (A, C) to (A, C), in the dtype of the weights."""
-        hidden = self.activation(self.fc1(x))
+    @torch.no_grad()
+    def _set(self, index: int, fc1: nn.Linear, fc2: nn.Linear) -> None:
+        for name, linear in (("fc1", fc1), ("fc2", fc2)):
+            getattr(self, f"{name}_weight")[index] = linear.weight
+            getattr(self, f"{name}_bias")[index] = linear.bias
+
+    def __len__(self) -> int:
+        """The number of experts in this process."""
+        return self.fc1_bias.size(0)
+
+    def forward(self, x: Tensor, ends: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Map (A, C) to (A, C).
+
+        Args:
+            x: the inputs of expert 0, then those of expert 1, and so on.
+            ends: (E,) int32, where the inputs of each expert end; the last end is A.
+            counts: the number of inputs of each expert, where the host knows it.
+        """
+        hidden = self._activate(grouped_linear(x, self.fc1_weight, self.fc1_bias, ends, counts))
         hidden = F.dropout(hidden, self.dropout, self.training)
-        return self.fc2(hidden)  # type: ignore[no-any-return]
+        return grouped_linear(hidden, self.fc2_weight, self.fc2_bias, ends, counts)
 
+    def _activate(self, hidden: Tensor) -> Tensor:
+        # The largest tensor of the layer: nobody else needs it, so the commonest activation writes over it.
+        return torch.relu_(hidden) if self.activation in (F.relu, torch.relu) else self.activation(hidden)
 
-class AbsentExpert(nn.Module):
-    """Stands for an expert that another process holds.
+    def fold(self, experts: Sequence[int], weights: Tensor) -> FeedForward:
+        """The one network that computes Σ_k weight_k · expert_k(x), without dropout.
 
-    Its parameters have one element each, which is 0 and stays 0. They are there because optimizers know parameters by
-    number: with them a parameter has the same number on every process, however many there are.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        with seeded(0):
-            self.fc1, self.fc2 = nn.Linear(1, 1), nn.Linear(1, 1)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within the context PyTorch draws random numbers on the CPU from a seed; afterwards it goes on as before."""
-    state = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(state)
+        Args:
+            experts: K of the experts.
+            weights: (K,) fp32.
+        """
+        parts = {}
+        for part in PARTS:
+            stacked: Tensor = getattr(self, part.replace(".", "_"))
+            parts[part.replace(".", "_")] = fold(part, [stacked[each] for each in experts], weights).to(stacked.dtype)
+        return FeedForward(**parts, activation=self.activation)

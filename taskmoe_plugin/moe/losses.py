@@ -1,7 +1,8 @@
 """Losses and statistics of gates.
 
 Every function takes the gates of U units and the share of tokens each unit stands for, so that one formula serves
-tasks (shares over all training data), sentences and tokens.
+tasks (shares over all training data), sentences and tokens. All compute in fp32, under mixed precision too: a balanced
+gate's probabilities, summed over 65,536 tokens, are beyond what fp16 holds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taskmoe_plugin.moe.routers import Gates
+from taskmoe_plugin.moe.gates import Gates, full_precision
 
 
 def expert_load(gates: Gates, share: Tensor) -> Tensor:
@@ -24,18 +25,20 @@ def expert_load(gates: Gates, share: Tensor) -> Tensor:
     return load.index_add(0, gates.experts.reshape(-1), share.repeat_interleave(k) / k)
 
 
-def balance_loss(gates: Gates, share: Tensor) -> Tensor:
+def balance_loss(gates: Gates, share: Tensor, load: Tensor | None = None) -> Tensor:
     """Load-balancing loss, scalar fp32: E · Σ_i f_i · P_i (Switch Transformer, equations 4 to 6, without α).
 
     f_i is the share of assignments that expert i gets, P_i the mean probability it is given. 1 when balanced; its
     gradient reaches the gate through P alone.
+
+    Args:
+        gates: gates of U units.
+        share: (U,) fp32, share of tokens of each unit.
+        load: (E,) fp32, the f_i, where they are of more than these units.
     """
-    return load_balance(expert_load(gates, share), share @ gates.probs)
-
-
-def load_balance(load: Tensor, mean_probs: Tensor) -> Tensor:
-    """The balance loss (…) of loads and mean probabilities (…, E) of the experts."""
-    return (load * mean_probs).sum(dim=-1).mul(load.size(-1))
+    load = expert_load(gates, share) if load is None else load
+    with full_precision(share.device):
+        return (load * (share @ gates.probs)).sum() * load.numel()
 
 
 def z_loss(gates: Gates, share: Tensor) -> Tensor:
@@ -51,6 +54,6 @@ def gate_entropy(gates: Gates, share: Tensor) -> Tensor:
     return (share * entropy).sum()
 
 
-def experts_in_use(gates: Gates, share: Tensor) -> Tensor:
+def experts_in_use(gates: Gates, share: Tensor, load: Tensor | None = None) -> Tensor:
     """Share of the experts that get any token, scalar fp32 in [0, 1]."""
-    return (expert_load(gates, share) > 0).float().mean()
+    return ((expert_load(gates, share) if load is None else load) > 0).float().mean()

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskmoe_plugin.moe.batch import RoutedBatch
-from taskmoe_plugin.moe.layer import MoELayer, MoERecord
-from taskmoe_plugin.moe.routers import Gates
+from taskmoe_plugin.moe.gates import Gates
+from taskmoe_plugin.moe.layer import MoELayer
+from taskmoe_plugin.moe.routing import Routing
+from taskmoe_plugin.moe.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def counted_usage(layers: Sequence[MoELayer], task: Tensor, tasks: int) -> Itera
         task: (B,) int64, the task of each row of the batches that pass.
         tasks: number of tasks. They need not be those that the layers route by, if they route by any.
     """
-    sums = [torch.zeros(tasks, layer.router.num_experts, 2, device=task.device) for layer in layers]
+    sums = [torch.zeros(tasks, layer.num_experts, 2, device=task.device) for layer in layers]
     with ExitStack() as stack:
         for layer, total in zip(layers, sums):
             stack.callback(layer.register_forward_hook(_Count(total, task)).remove)
@@ -98,11 +99,8 @@ class _Count:
     total: Tensor
     task: Tensor
 
-    def __call__(self, layer: MoELayer, args: tuple[Tensor, RoutedBatch], output: tuple[Tensor, MoERecord]) -> None:
-        batch, gates = args[1], output[1].gates
-        experts, weights = gates.experts, gates.weights.detach()
-        unit = layer.router.unit(batch)
-        if unit is not None:
-            experts, weights = experts[unit], weights[unit]
+    def __call__(self, layer: MoELayer, args: tuple[Tensor, Routing | Tokens], output: tuple[Tensor, Routing]) -> None:
+        routing = output[1]
         tasks, num_experts, _ = self.total.shape
-        self.total.add_(count_usage(experts, weights, self.task[batch.tokens.row], tasks, num_experts))
+        task = self.task[routing.tokens.row]
+        self.total.add_(count_usage(routing.experts, routing.weights.detach(), task, tasks, num_experts))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 
-from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.errors import raise_all
 
-LEGACY_DDP = ("legacy_ddp", "no_c10d")
+DDP = ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d")
 UNSUPPORTED = {
     "amp": "each process would skip updates of its own; use --bf16, or --fp16 --fp16-no-flatten-grads",
     "use_bmuf": "processes must stay in step; leave it out",
@@ -15,8 +16,6 @@ UNSUPPORTED = {
     "--drop-optimizer for a small file",
     "tpu": "not supported; leave it out",
     "pipeline_model_parallel": "not supported; leave it out",
-    "eval_bleu": "processes decode for different numbers of steps and would wait for each other forever; leave it out, "
-    "and score with fairseq-generate",
 }
 
 
@@ -27,39 +26,42 @@ def check_flags(args: Namespace, processes: int) -> None:
         args: all flags of fairseq-train.
         processes: the number of processes.
     """
+    if processes > 1:
+        raise_all(list(_problems(args, processes)))
+
+
+def _problems(args: Namespace, processes: int) -> Iterator[str]:
     experts = args.moe_expert_count
-    if processes == 1:
-        return
     if experts % processes:
         fitting = [count for count in range(1, experts + 1) if experts % count == 0]
-        raise UsageError(
+        yield (
             f"--moe-expert-count {experts}: cannot be spread evenly over {processes} processes; with "
             f"--moe-expert-parallel use {', '.join(map(str, fitting))} processes, or another number of experts"
         )
-    if args.ddp_backend not in LEGACY_DDP:
-        raise UsageError(
+    if args.ddp_backend not in DDP:
+        yield (
             f"--ddp-backend {args.ddp_backend}: would average the experts of different processes; "
-            "with --moe-expert-parallel give --ddp-backend legacy_ddp"
+            "with --moe-expert-parallel give --ddp-backend pytorch_ddp or legacy_ddp"
         )
     if args.fp16 and not (args.memory_efficient_fp16 or args.fp16_no_flatten_grads):
-        raise UsageError(
+        yield (
             "--fp16: flattened gradients mix experts with shared weights; with --moe-expert-parallel add "
             "--fp16-no-flatten-grads, or use --memory-efficient-fp16 or --bf16"
         )
     for name, reason in UNSUPPORTED.items():
         if getattr(args, name, False):
-            raise UsageError(f"--{name.replace('_', '-')}: with --moe-expert-parallel {reason}")
+            yield f"--{name.replace('_', '-')}: with --moe-expert-parallel {reason}"
     for stack in ("encoder", "decoder"):
         for name in (f"{stack}_layerdrop", f"{stack}_layers_to_keep"):
             if getattr(args, name, 0):
-                raise UsageError(
+                yield (
                     f"--{name.replace('_', '-')}: with --moe-expert-parallel processes would drop different layers and "
                     "wait for each other forever; leave it out"
                 )
     if getattr(args, "model_parallel_size", 1) > 1:
-        raise UsageError("--model-parallel-size: with --moe-expert-parallel not supported; leave it out")
+        yield "--model-parallel-size: with --moe-expert-parallel not supported; leave it out"
     if getattr(args, "zero_sharding", "none") != "none":
-        raise UsageError(
+        yield (
             "--zero-sharding: with --moe-expert-parallel not supported; leave it out, spread experts have spread "
             "optimizer state"
         )

@@ -7,8 +7,23 @@ from typing import Any
 
 import torch
 from fairseq.distributed import LegacyDistributedDataParallel
-from fairseq.distributed import utils as distributed_utils
-from torch import Tensor
+from torch import Tensor, nn
+
+from taskmoe_plugin.parallel.group import ExpertGroup
+
+
+def mark_as_spread(experts: nn.Module, processes: int) -> None:
+    """Have fairseq leave these experts' gradients alone, and make them what it makes of all others."""
+    for parameter in experts.parameters():
+        parameter.expert = True  # type: ignore[attr-defined]
+        # It averages over processes. An expert's gradient is the sum already, for it saw the tokens of all of them.
+        parameter.register_hook(lambda gradient: gradient / processes)  # type: ignore[no-untyped-call]
+
+
+def ignore_in_ddp(model: nn.Module) -> None:
+    """Have PyTorch's DDP leave the spread experts of a model alone, too."""
+    spread = {name for name, parameter in model.named_parameters() if hasattr(parameter, "expert")}
+    model._ddp_params_and_buffers_to_ignore = spread  # type: ignore[assignment]
 
 
 def fit_buffer(wrapper: LegacyDistributedDataParallel) -> None:
@@ -20,7 +35,7 @@ def fit_buffer(wrapper: LegacyDistributedDataParallel) -> None:
     wrapper.buffer_size = min(wrapper.buffer_size, shared)
 
 
-def clip_by_whole_norm(optimizer: Any, group: Any) -> None:
+def clip_by_whole_norm(optimizer: Any, group: ExpertGroup) -> None:
     """Have a fairseq optimizer clip by, and report, the norm of all gradients, every process's experts included.
 
     fairseq's norm leaves experts out. What it offers for parts of a gradient that lie elsewhere is a function of the
@@ -35,19 +50,10 @@ def clip_by_whole_norm(optimizer: Any, group: Any) -> None:
 
 
 @torch.no_grad()
-def _with_experts(shared: Tensor, parameters: Iterable[Tensor], group: Any) -> Tensor:
-    gradients = [each.grad for each in parameters if hasattr(each, "expert") and each.grad is not None]
-    squares = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients]).square().sum()
-    distributed_utils.all_reduce(squares, group=group)
-    return (shared.square() + squares).sqrt()
-
-
-def fill_missing_gradients(optimizer: Any) -> None:
-    """Give parameters without a gradient, which an unused expert's are, one of zeros.
-
-    fairseq's wrappers for several processes and for half precision do so. With momentum or weight decay a zero gradient
-    is not the same as none, and one process in full precision must train as all others do.
-    """
-    for parameter in optimizer.params:
-        if parameter.requires_grad and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+def _with_experts(shared: Tensor, parameters: Iterable[Tensor], group: ExpertGroup) -> Tensor:
+    # A stack of models without experts has none to add, but all processes add together.
+    squares = torch.zeros((), device=shared.device)
+    for each in parameters:
+        if hasattr(each, "expert") and each.grad is not None:
+            squares += torch.linalg.vector_norm(each.grad, dtype=torch.float32).square()
+    return (shared.square() + group.sum(squares)).sqrt()

@@ -38,7 +38,7 @@ def check_restore_file(args: Namespace) -> Any:
         The arguments of the checkpoint's model; None if there is no checkpoint, and on all processes but the first.
 
     Raises:
-        SystemExit: the checkpoint cannot be read, or cannot be continued with these flags.
+        TaskMoEError: the checkpoint cannot be read, or cannot be continued with these flags.
     """
     if distributed_utils.get_data_parallel_world_size() == 1:
         return _check(args)

@@ -1,36 +1,36 @@
 """The files that hold the experts of a checkpoint whose experts were spread over processes.
 
 Next to the checkpoint, which has all other weights and says which files these are, there is one file for each process
-in the folder ``experts``, with the weights of its experts and their optimizer state, by name. The names of files are
-never used twice, and the checkpoint is written after them: whenever a run is killed, every checkpoint that is there is
-complete.
+in the folder ``experts``, with its slices of the stacked experts and of their optimizer state, by name. The names of
+files are never used twice, and the checkpoint is written after them: whenever a run is killed, every checkpoint that is
+there is complete.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.moe import AbsentExpert, held_by
+from taskmoe_plugin.files.loading import exact_offsets
+from taskmoe_plugin.files.writing import save
+from taskmoe_plugin.parallel.placement import held_by
 
 KEY = "expert_shards"  # among the tensors of a checkpoint's model: its manifest
 FOLDER = "experts"
 BROKEN = "truncated or corrupted"
-_EXPERT = re.compile(r"(?<=\.moe\.experts\.)\d+(?=\.)")
+_EXPERTS = re.compile(r"\.moe\.experts\.fc[12]_(weight|bias)$")
 
 
-def expert_of(name: str) -> int | None:
-    """The global index of the expert that a parameter belongs to; None if it is no expert's."""
-    found = _EXPERT.search(name)
-    return int(found[0]) if found else None
+def is_stacked(name: str) -> bool:
+    """Whether a parameter of this name is a stack of all experts of a layer."""
+    return _EXPERTS.search(name) is not None
 
 
 def make_manifest(save: str, processes: int, experts: int, names: Iterable[str]) -> dict[str, Any]:
@@ -40,17 +40,14 @@ def make_manifest(save: str, processes: int, experts: int, names: Iterable[str])
         save: a name that no other save has.
         processes: W, over which the experts are spread.
         experts: E, the experts of each layer.
-        names: the names of the parameters of one process's experts.
+        names: the names of the stacked parameters.
 
     Returns:
-        ``experts`` is E; ``files``, the files of the processes, relative to the checkpoint's directory;
-        ``parameters``, the names of all experts' parameters, with {} in place of the expert's index.
+        ``experts`` is E; ``files``, the files of the processes, relative to the checkpoint's directory; ``parameters``,
+        the names.
     """
-    return {
-        "experts": experts,
-        "files": [f"{FOLDER}/{save}-{process}of{processes}.pt" for process in range(processes)],
-        "parameters": list(dict.fromkeys(_EXPERT.sub("{}", name) for name in names)),
-    }
+    files = [f"{FOLDER}/{save}-{process}of{processes}.pt" for process in range(processes)]
+    return {"experts": experts, "files": files, "parameters": list(names)}
 
 
 def write_shard(
@@ -61,24 +58,18 @@ def write_shard(
     Args:
         path: where to.
         file: its name in the checkpoint, which it carries so that it cannot be taken for another.
-        weights: the weights of its experts by name.
+        weights: its slices (E/W, …) by name.
         optimizer: their optimizer state by name.
         numbers: their numbers among all parameters, by which the checkpoint knows the optimizer state of the others.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     contents = {"file": file, "model": dict(weights), "optimizer": dict(optimizer), "numbers": dict(numbers)}
-    torch.save(contents, temporary)
+    save(contents, temporary)
     temporary.replace(path)
-
-
-def exact_offsets() -> AbstractContextManager[Any]:
-    """Within the context PyTorch computes where tensors are in a file, rather than look each of them up in it."""
-    try:
-        from torch.utils.serialization import config
-    except ImportError:  # before PyTorch 2.7
-        return nullcontext()
-    return config.patch({"load.calculate_storage_offsets": True})  # type: ignore[no-any-return, attr-defined]
 
 
 def load_mapped(path: Path) -> Any:
@@ -97,8 +88,26 @@ def load_mapped(path: Path) -> Any:
         raise ValueError(BROKEN) from error
 
 
+def is_by_expert(key: str, value: Any, shape: Sequence[int]) -> bool:
+    """Whether the first dimension of a part of an optimizer's state is that of the experts.
+
+    Moments are. Of what Adafactor keeps, the mean over a matrix's rows or columns is; for a bias, the mean over what it
+    takes for rows is one over experts.
+
+    Args:
+        key: the name of the part.
+        value: the part.
+        shape: that of the parameter, the experts first.
+    """
+    if not isinstance(value, Tensor) or not value.dim():
+        return False
+    if len(shape) == 2 and key.endswith("_col"):
+        return False
+    return value.dim() >= len(shape) - 1
+
+
 class ExpertShards(Mapping[str, Tensor]):
-    """The parameters of the experts of one checkpoint, by name. They stay on disk.
+    """The stacked experts of one checkpoint, by the parameters' names. They stay on disk until they are asked for.
 
     A file is opened, and must be there, when the first of its experts is asked for.
 
@@ -120,38 +129,88 @@ class ExpertShards(Mapping[str, Tensor]):
             self._find(file)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._of(name)["model"][name]  # type: ignore[no-any-return]
+        """A copy in memory of all experts of a layer, (E, …)."""
+        return self.part(name, range(self.experts))
 
     def __contains__(self, name: object) -> bool:
-        expert = expert_of(str(name))
-        return expert is not None and expert < self.experts and _EXPERT.sub("{}", str(name)) in self.parameters
+        return name in self.parameters
 
     def __iter__(self) -> Iterator[str]:
-        return (pattern.format(expert) for pattern in self.parameters for expert in range(self.experts))
+        return iter(self.parameters)
 
     def __len__(self) -> int:
-        return self.experts * len(self.parameters)
+        return len(self.parameters)
 
-    def alike(self, name: str) -> Tensor:
-        """A tensor of the shape and type of a parameter: as all experts are alike, of one whose file is open."""
+    def shape(self, name: str) -> torch.Size:
+        """(E, …), the shape of a parameter; opens at most one file."""
         process = next(iter(self._opened), 0)
-        first = held_by(process, len(self.files), self.experts)[0]
-        return self[_EXPERT.sub(str(first), name)]
+        return torch.Size((self.experts, *self._part(process, "model", name).shape[1:]))
 
-    def optimizer_state(self, name: str) -> dict[str, Any]:
-        """The optimizer state of a parameter, still on disk; empty if it has none."""
-        return self._of(name)["optimizer"][name]  # type: ignore[no-any-return]
+    def nbytes(self, name: str) -> int:
+        """The bytes of a parameter; opens at most one file."""
+        part: Tensor = self._part(next(iter(self._opened), 0), "model", name)
+        return part.nbytes // part.size(0) * self.experts
+
+    def expert(self, name: str, index: int) -> Tensor:
+        """The parameter of one expert, still on disk."""
+        process, place = self._holder(index)
+        return self._part(process, "model", name)[place]  # type: ignore[no-any-return]
+
+    def part(self, name: str, experts: range) -> Tensor:
+        """A copy in memory of some neighbouring experts, (len(experts), …)."""
+        return torch.cat([self._part(process, "model", name)[own] for process, own in self._parts(experts)])
+
+    def optimizer_state(self, name: str, experts: range, without: Container[str] = ()) -> dict[str, Any]:
+        """The optimizer state of some neighbouring experts; empty if there is none. Tensors are copies in memory.
+
+        Args:
+            name: the parameter.
+            experts: which.
+            without: parts that are left out.
+        """
+        parts = [(self.optimizer_part(name, process), own) for process, own in self._parts(experts)]
+        shape = self.shape(name)
+        found = {}
+        for key, first in parts[0][0].items():
+            if key in without:
+                continue
+            if is_by_expert(key, first, shape):
+                found[key] = torch.cat([state[key][own] for state, own in parts])
+            elif isinstance(first, Tensor) and first.dim():
+                # A mean over the experts of a process, of which all have as many.
+                found[key] = torch.stack([state[key] for state, _ in parts]).mean(dim=0)
+            else:
+                found[key] = first
+        return found
+
+    def weight_part(self, name: str, process: int) -> Tensor:
+        """What one process has of a parameter, (E/W, …), still on disk."""
+        return self._part(process, "model", name)  # type: ignore[no-any-return]
+
+    def optimizer_part(self, name: str, process: int) -> dict[str, Any]:
+        """The optimizer state of what one process has of a parameter, still on disk."""
+        return self._part(process, "optimizer", name)  # type: ignore[no-any-return]
 
     def number(self, name: str) -> int:
         """The number of a parameter among all parameters, those that are no experts' included."""
-        return self._of(name)["numbers"][name]  # type: ignore[no-any-return]
+        return self._part(next(iter(self._opened), 0), "numbers", name)  # type: ignore[no-any-return]
 
-    def _of(self, name: str) -> dict[str, Any]:
-        expert, processes = expert_of(name), len(self.files)
-        if expert is None or name not in self:
+    def _part(self, process: int, kind: str, name: str) -> Any:
+        if name not in self:
             raise KeyError(name)
-        (holder,) = (each for each in range(processes) if expert in held_by(each, processes, self.experts))
-        return self._shard(holder)
+        return self._shard(process)[kind][name]
+
+    def _holder(self, index: int) -> tuple[int, int]:
+        each = self.experts // len(self.files)
+        return index // each, index % each
+
+    def _parts(self, experts: range) -> Iterator[tuple[int, slice]]:
+        """The processes that hold some neighbouring experts, and which of theirs these are."""
+        for process in range(len(self.files)):
+            held = held_by(process, len(self.files), self.experts)
+            first, last = max(held.start, experts.start), min(held.stop, experts.stop)
+            if first < last:
+                yield process, slice(first - held.start, last - held.start)
 
     def _find(self, file: str) -> Path:
         path = self.directory / file
@@ -204,39 +263,3 @@ def remove_unused(directory: Path) -> None:
     for path in folder.iterdir():
         if f"{FOLDER}/{path.name}" not in used and path.name.endswith((".pt", ".pt.tmp")):
             path.unlink()
-
-
-def absent_parameters(model: nn.Module) -> set[str]:
-    """The names of the parameters that stand for experts of other processes."""
-    stand_ins = [(prefix, each) for prefix, each in model.named_modules() if isinstance(each, AbsentExpert)]
-    return {f"{prefix}.{name}" for prefix, each in stand_ins for name, _ in each.named_parameters()}
-
-
-def with_experts(
-    model: nn.Module, state_dict: Mapping[str, Any], directories: Iterable[Path]
-) -> tuple[dict[str, Any], ExpertShards | None]:
-    """What a model has to load: the tensors of a checkpoint with the experts that this process holds, and no others.
-
-    Args:
-        model: the model, some of whose experts may be on other processes.
-        state_dict: the checkpoint's tensors, with all experts or with what it has under ``KEY``.
-        directories: where the checkpoint may be.
-
-    Returns:
-        The tensors, and the files of the experts if there are such.
-    """
-    manifest = state_dict.get(KEY)
-    state = {name: value for name, value in state_dict.items() if name != KEY}
-    names = [name for name, _ in model.named_parameters() if expert_of(name) is not None]
-    if names and manifest is None and not any(expert_of(name) is not None for name in state):
-        raise TaskMoEError("the checkpoint has no experts: it was written in a crash; use an earlier one")
-    shards = ExpertShards(manifest, directories) if manifest is not None else None
-    if shards is not None:
-        shards.check_complete()
-    absent = absent_parameters(model)
-    for name in names:
-        if name in absent:
-            state[name] = model.get_parameter(name).detach()
-        elif shards is not None and name in shards:
-            state[name] = shards[name]
-    return state, shards

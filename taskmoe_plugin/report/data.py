@@ -40,12 +40,9 @@ def measured_usage(
     reader = DictionaryReader(checkpoint, data)
     sentences = {pair: _sentences(reader, data, subset, pair, count) for pair in checkpoint.pairs}
     tasks = {pair: build_task(checkpoint.cfg["task"], checkpoint.args.arch, data[0], pair) for pair in sentences}
-    tensors = checkpoint.tensors
-    model = build_model(
-        checkpoint.args, tasks[checkpoint.pairs[0]], {name: tensors.mapped(name) for name in tensors.names()}
-    )
-    layers = [layer for stack in stacks for layer in getattr(model, stack).moe_state.layers]
-    totals = [torch.zeros(len(sentences), layer.router.num_experts, 2) for layer in layers]
+    model = build_model(checkpoint.args, tasks[checkpoint.pairs[0]], checkpoint.tensors.all())
+    layers = [layer for stack in stacks for layer in getattr(model, stack).moe_layers]
+    totals = [torch.zeros(len(sentences), layer.num_experts, 2) for layer in layers]
     progress = tqdm(sentences.items(), desc=subset, unit=" pairs", delay=1, leave=False, disable=None)
     for row, (pair, each) in enumerate(progress):
         with counted_usage(layers, torch.full((BATCH,), row), len(sentences)) as sums:

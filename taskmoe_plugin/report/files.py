@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.writing import new_files
 from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.report.content import Report, Row
 
@@ -54,19 +53,8 @@ def write(report: Report, directory: Path, plots: bool) -> None:
     Raises:
         TaskMoEError: the directory cannot be written to.
     """
-    temporary = directory / f".report.{os.getpid()}.tmp"
-    try:
-        temporary.mkdir(parents=True)
+    with new_files(directory, NAMES, f"--output-dir {directory}") as temporary:
         _write_all(report, temporary, plots)
-        for name in NAMES:
-            if (temporary / name).exists():
-                (temporary / name).replace(directory / name)
-            else:
-                (directory / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise TaskMoEError(f"--output-dir {directory}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_all(report: Report, directory: Path, plots: bool) -> None:

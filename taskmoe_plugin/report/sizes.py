@@ -10,7 +10,10 @@ from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan, make_plan
 from taskmoe_plugin.subnet.report import Size
 from taskmoe_plugin.subnet.weights import ffn_dims
 
-_FEED_FORWARD = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(moe\..+|fc[12]\.(weight|bias))")
+# What a folded subnet has none of, or has in another width.
+_FEED_FORWARD = re.compile(
+    r"(encoder|decoder)\.(tasks\.gates\.(embedding|weight)|layers\.\d+\.(moe\..+|fc[12]\.(weight|bias)))"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def subnet_sizes(checkpoint: Checkpoint) -> list[SubnetSize]:
     """
     tensors = checkpoint.tensors
     full = Size.of_model(tensors).parameters
-    outside = full - sum(tensors.alike(name).numel() for name in tensors.names() if _FEED_FORWARD.fullmatch(name))
+    outside = full - sum(tensors.shape(name).numel() for name in tensors.names() if _FEED_FORWARD.fullmatch(name))
     sizes = []
     for pair in checkpoint.pairs:
         plan = make_plan(checkpoint, [pair])
@@ -54,7 +57,7 @@ def _feed_forward(tensors: MappedTensors, plan: Plan, padded: bool) -> int:
         for layer, width in enumerate(dims):
             if stack.fate is Fate.WHOLE and layer in stack.moe_layers:
                 prefix = f"{stack.config.stack}.layers.{layer}.moe."
-                total += sum(tensors.alike(name).numel() for name in tensors.names() if name.startswith(prefix))
+                total += sum(tensors.shape(name).numel() for name in tensors.names() if name.startswith(prefix))
             else:
                 total += _network(stack, max(dims) if padded else width)
     return total

@@ -6,18 +6,19 @@ import hashlib
 import pickle
 import re
 from argparse import Namespace
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards, exact_offsets
+from taskmoe_plugin.files.loading import exact_offsets
+from taskmoe_plugin.models.config import check_format
+from taskmoe_plugin.parallel.shards import KEY, ExpertShards
 from taskmoe_plugin.subnet import pages
 
 MODEL = "taskmoe_transformer"
@@ -31,7 +32,7 @@ class MappedTensors:
         path: the checkpoint.
         tensors: those that are in it.
         tied: names of tensors that are the same as another one, and of that.
-        shards: the experts, if they are in files of their own; of these only those are opened that are asked for.
+        shards: the stacked experts, if they are in files of their own; only those files are opened that are asked for.
     """
 
     def __init__(
@@ -39,26 +40,32 @@ class MappedTensors:
     ) -> None:
         self.path = path
         self.tied = tied
-        # Typed for what is read: ChainMap wants all its maps to be writable.
-        self._shards = cast(Any, {} if shards is None else shards)
-        self._tensors: Mapping[str, Tensor] = ChainMap(tensors, self._shards)
+        self._tensors = tensors
+        self._shards = shards
 
     def names(self) -> list[str]:
         """The names of all tensors."""
-        return list(self._tensors)
+        return [*self._tensors, *(self._shards or ())]
+
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a tensor."""
+        return self._shards.shape(name) if self._shards and name in self._shards else self.mapped(name).shape
+
+    def nbytes(self, name: str) -> int:
+        """The bytes of a tensor."""
+        return self._shards.nbytes(name) if self._shards and name in self._shards else self.mapped(name).nbytes
 
     def tensor(self, name: str, rows: Tensor | None = None) -> Tensor:
-        """A copy of a tensor in memory, or of some of its rows (int64).
-
-        Raises:
-            TaskMoEError: there is no tensor of this name.
-        """
+        """A copy of a tensor in memory, or of some of its rows (int64)."""
+        if self._shards and name in self._shards:
+            return self._shards[name]
         mapped = self.mapped(name)
         return pages.read(mapped) if rows is None else pages.read_rows(mapped, rows)
 
-    def alike(self, name: str) -> Tensor:
-        """A tensor on disk of the same shape and type as this one, which for experts may be another's."""
-        return self._shards.alike(name) if name in self._shards else self.mapped(name)
+    def expert(self, name: str, index: int) -> Tensor:
+        """A copy in memory of one expert's part of a stacked tensor; nothing else of it is read."""
+        stacked = self._shards and name in self._shards
+        return pages.read(self._shards.expert(name, index) if stacked else self.mapped(name)[index])  # type: ignore[union-attr]
 
     def mapped(self, name: str) -> Tensor:
         """A tensor that is still on disk.
@@ -72,6 +79,10 @@ class MappedTensors:
             raise TaskMoEError(
                 f"--path {self.path}: the tensor {name} is missing; give a complete checkpoint, not one process's share"
             ) from None
+
+    def all(self) -> dict[str, Tensor]:
+        """All tensors by name; those of files of experts in memory, all others still on disk."""
+        return {**self._tensors, **(self._shards or {})}
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,7 @@ class Checkpoint:
             raise TaskMoEError(f"--path {path}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
         args: Any = cfg.get("model")
         _check_model(path, args)
+        check_format(args, f"--path {path}")
         own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
         pages.disable_readahead(own.values())
         manifest = state["model"].get(KEY)

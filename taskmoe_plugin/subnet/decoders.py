@@ -20,7 +20,7 @@ from taskmoe_plugin.models import TaskMoETransformerModel
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.langtokens import prefixes
 from taskmoe_plugin.tasks import TaskMoETranslationTask
-from taskmoe_plugin.tasks.language_ids import complete_language_ids
+from taskmoe_plugin.tasks.language_ids import complete_language_ids, padding_mask
 
 MAX_LENGTH = 200
 BATCH = 16
@@ -89,7 +89,10 @@ class FairseqDecoder:
             ids = [[*map(self.dictionary.index, targets[row]), self.dictionary.eos()] for row in rows]
             inputs = [torch.tensor(self.start + target[:-1]) for target in ids]
             padded = nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=self.dictionary.pad())
-            logits = self.model(**self._encoder_input(sample), prev_output_tokens=padded)[0].float()
+            net_input = self._encoder_input(sample)
+            if isinstance(self.model, TaskMoETransformerModel):
+                net_input["target_padding"] = padding_mask(torch.tensor([*map(len, inputs)]), padded.size(1))
+            logits = self.model(**net_input, prev_output_tokens=padded)[0].float()
             for row, target, own in zip(rows, ids, logits[:, self.skipped :]):
                 found[row] = self._log_probs(own[: len(target)], torch.tensor(target))
         return [found[row] for row in range(len(sources))]

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.writing import new_directory
 from taskmoe_plugin.formats import CTRANSLATE2
 from taskmoe_plugin.subnet import (
     argos_format,
@@ -29,7 +30,7 @@ from taskmoe_plugin.subnet import (
 )
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
 from taskmoe_plugin.subnet.langtokens import prefixes
-from taskmoe_plugin.subnet.output import check_free, new_directory
+from taskmoe_plugin.subnet.output import check_free
 from taskmoe_plugin.subnet.plan import Plan, make_plan
 from taskmoe_plugin.subnet.report import Row, Size, count_parameters, describe_gates, versions, write_json
 from taskmoe_plugin.subnet.sentencepiece_model import PieceModel
@@ -175,7 +176,8 @@ class _Extraction:
 
     def run(self) -> Row:
         start = time.monotonic()
-        with new_directory(self.job.directory, self.options.force) as directory:
+        check_free(self.job.directory, self.options.force)
+        with new_directory(self.job.directory, str(self.job.directory)) as directory:
             vocabularies, rows = self._vocabulary()
             pieces = self._pieces(vocabularies)
             dims = {name: ffn_dims(self.checkpoint.tensors, stack) for name, stack in self.job.plan.stacks.items()}

@@ -8,14 +8,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from taskmoe_plugin.files.loading import load
+from taskmoe_plugin.files.writing import save
 from taskmoe_plugin.models.config import add_moe_args
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.plan import Fate, Plan, args_for
+from taskmoe_plugin.tasks.remembered_flags import forget_dictionaries
 from taskmoe_plugin.tasks.validation_bleu import add_bleu_args
 
 STOCK_MODEL = "transformer"
@@ -80,6 +82,9 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
     # A model's arguments are those of its task, too, and some tools look there.
     for part in (cfg["model"], cfg["task"]):
         _set_languages(part, plan, checkpoint.langs)
+    if args.arch == STOCK_MODEL:
+        # Safe loading refuses a Namespace where no plugin vouches for it; fairseq takes dictionaries as well.
+        cfg = {name: vars(part) if isinstance(part, Namespace) else part for name, part in cfg.items()}
     state = {
         "args": None,
         "cfg": cfg,
@@ -88,22 +93,29 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
         # fairseq wants to know where in the data training stood: at its start.
         "extra_state": {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}},
     }
-    try:
-        with path.open("wb") as file:
-            torch.save(state, file)
-    except RuntimeError as error:
-        # PyTorch goes on to complain of the half-written file; why it is half-written is the error before that.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    save(state, path)
+
+
+def read_model(path: Path) -> tuple[Namespace, Namespace, dict[str, Tensor]]:
+    """What ``write_model`` has written: the arguments of the model and of the task, and the tensors by name.
+
+    Raises:
+        LoadError: the file cannot be loaded.
+    """
+    state = load(path)
+    model, task = (
+        part if isinstance(part, Namespace) else Namespace(**part)
+        for part in (state["cfg"][name] for name in ("model", "task"))
+    )
+    return model, task, state["model"]
 
 
 def _set_languages(args: Namespace, plan: Plan, langs: list[str]) -> None:
     """Have arguments name the pairs of the subnet, and its own directory in place of the training's files."""
     args.source_lang, args.target_lang = split_pair(plan.pairs[0])
     args.lang_pairs, args.langs, args.data = list(plan.pairs), list(langs), "."
-    args.lang_dict = args.fixed_dictionary = args.source_dict = args.target_dict = None
-    args.encoder_embed_path = args.decoder_embed_path = None
+    args.lang_dict = args.encoder_embed_path = args.decoder_embed_path = None
+    forget_dictionaries(args)
 
 
 def _forget_plugin(cfg: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -21,10 +21,10 @@ from taskmoe_plugin.subnet.gates import task_tables
 
 _KNOWN = re.compile(
     r"(encoder|decoder)\.("
-    r"version|tasks\.\w+|embed_tokens\.weight|embed_positions\.\w+|(layer_norm|layernorm_embedding)\.(weight|bias)"
+    r"version|tasks\.[\w.]+|embed_tokens\.weight|embed_positions\.\w+|(layer_norm|layernorm_embedding)\.(weight|bias)"
     r"|output_projection\.weight|project_(in|out)_dim\.weight|adaptive_softmax\..+"
     r"|layers\.\d+\.(((self|encoder)_attn\.[kvq]_proj|(self|encoder)_attn\.out_proj|fc[12]"
-    r"|(self_attn|encoder_attn|final)_layer_norm)\.(weight|bias)|moe\.(router|experts)\..+))"
+    r"|(self_attn|encoder_attn|final)_layer_norm)\.(weight|bias)|moe\.(router\.gate\.weight|experts\.fc[12]_(weight|bias))))"
 )
 
 
@@ -120,14 +120,13 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
 
 def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> StackPlan:
     config = StackConfig.from_args(checkpoint.args, stack)
-    layers = getattr(checkpoint.args, f"{stack}_layers")
-    moe_layers = [index for index in range(layers) if config.is_moe_layer(index)]
+    layers, moe_layers = config.layers, config.moe_layers
     if config.table is None or not moe_layers:
         return StackPlan(config, Fate.WHOLE if moe_layers else Fate.DENSE, layers, moe_layers, {}, (), {})
     kept = StackConfig.from_args(args_for(checkpoint.args, pairs), stack).table
     assert kept is not None
     rows = [config.table.names.index(name) for name in kept.names]
-    tables = task_tables(checkpoint.tensors, config, moe_layers)
+    tables = task_tables(checkpoint.tensors, config)
     gates = {layer: _rows(table, rows) for layer, table in tables.items()}
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
     fate = Fate.FOLDED if len(pairs) == 1 else Fate.ROUTED

@@ -14,7 +14,7 @@ from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.plan import Plan, StackPlan
 from taskmoe_plugin.subnet.weights import Recipe
 
-_BUFFER = re.compile(r"(encoder|decoder)\.(version|tasks\.\w+|layers\.\d+\.moe\.router\.(experts|weights))")
+_BUFFER = re.compile(r"(encoder|decoder)\.(version|tasks\.(share|gates\.(experts|weights|head_start)))")
 HEADER = ("pairs", "form", "parameters", "of", "ratio", "bytes", "of", "seconds")
 
 
@@ -28,9 +28,8 @@ class Size:
     @classmethod
     def of_model(cls, tensors: MappedTensors) -> Size:
         """The size of the full model."""
-        names = (name for name in tensors.names() if _is_parameter(name) and name not in tensors.tied)
-        kept = [tensors.alike(name) for name in names]
-        return cls(sum(tensor.numel() for tensor in kept), sum(tensor.nbytes for tensor in kept))
+        names = [name for name in tensors.names() if _is_parameter(name) and name not in tensors.tied]
+        return cls(sum(tensors.shape(name).numel() for name in names), sum(map(tensors.nbytes, names)))
 
 
 def count_parameters(making: Mapping[str, Recipe]) -> int:

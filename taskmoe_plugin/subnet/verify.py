@@ -11,9 +11,11 @@ import torch
 from fairseq.data import data_utils, indexed_dataset
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, Decoder, FairseqDecoder, build_model, build_task
+from taskmoe_plugin.subnet.fairseq_format import read_model
 from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
 
 SCORE_LIMIT = 1e-4
@@ -46,23 +48,29 @@ class Agreement:
 
     Attributes:
         sentences: number of sentences that were translated.
-        different: those whose translations differ: number in the sample, full model's, subnet's.
+        tied: those whose translations differ, but which the full model finds equally good.
+        different: the others whose translations differ: number in the sample, full model's, subnet's.
         scored: number of sentence pairs whose tokens were scored.
+        left_out: number of sentence pairs that have pieces which the subnet lacks.
         largest, mean: difference of log-probabilities (natural) of the references' tokens.
     """
 
     sentences: int
+    tied: int
     different: list[tuple[int, str, str]]
     scored: int
+    left_out: int
     largest: float
     mean: float
 
     def __str__(self) -> str:
-        equal = self.sentences - len(self.different)
+        equal = self.sentences - self.tied - len(self.different)
         hypotheses = f"{equal} of {self.sentences} hypotheses equal, " if self.sentences else ""
+        tied = f"{self.tied} equally good, " if self.tied else ""
+        left_out = f" ({self.left_out} more have pieces that were trimmed)" if self.left_out else ""
         return (
-            f"{hypotheses}scores of {self.scored} references differ by at most {self.largest:.1e} "
-            f"a token, {self.mean:.1e} on average"
+            f"{hypotheses}{tied}scores of {self.scored} references differ by at most {self.largest:.1e} "
+            f"a token, {self.mean:.1e} on average{left_out}"
         )
 
 
@@ -118,7 +126,7 @@ class Verifier:
     def _full_model(self, pair: str) -> Any:
         if self._model is None:
             tensors = self.checkpoint.tensors
-            weights = {name: tensors.mapped(name) for name in tensors.names()}
+            weights = tensors.all()
             self._model = build_model(self.checkpoint.args, self._task(pair), weights)
         return self._model
 
@@ -129,10 +137,9 @@ def _open(directory: Path, checkpoint: Checkpoint, pair: str) -> tuple[Decoder, 
     if not path.exists():
         # The two rank finished hypotheses of a beam in different ways.
         return CTranslate2Decoder(directory, checkpoint.cfg["task"], pair), 1
-    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    args = state["cfg"]["model"]
-    task = build_task(state["cfg"]["task"], args.arch, directory, pair)
-    return FairseqDecoder(task, build_model(args, task, state["model"])), 5
+    args, task_args, weights = read_model(path)
+    task = build_task(task_args, args.arch, directory, pair)
+    return FairseqDecoder(task, build_model(args, task, weights)), 5
 
 
 def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Sentences, beam: int | None) -> Agreement:
@@ -145,14 +152,38 @@ def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Senten
         scored: the sentence pairs to score.
         beam: beam size; None: translate nothing.
     """
-    different = []
+    tied, different = 0, []
     if beam is not None:
-        pairs = zip(full.translate(sentences.sources, beam), subnet.translate(sentences.sources, beam))
-        different = [(row, " ".join(a), " ".join(b)) for row, (a, b) in enumerate(pairs) if a != b]
-    expected, found = (each.score(scored.sources, scored.targets) for each in (full, subnet))
-    gaps = [abs(a - b) for one, other in zip(expected, found) for a, b in zip(one, other, strict=True)]
-    translated = 0 if beam is None else len(sentences)
-    return Agreement(translated, different, len(scored), max(gaps, default=0.0), sum(gaps) / max(len(gaps), 1))
+        found = [each.translate(sentences.sources, beam) for each in (full, subnet)]
+        rows = [row for row, (one, other) in enumerate(zip(*found)) if one != other]
+        sources = [sentences.sources[row] for row in rows]
+        translations = [[each[row] for row in rows] for each in found]
+        scores = [full.score(sources, each) for each in translations]
+        for row, (one, other), (score, other_score) in zip(rows, zip(*translations), zip(*scores)):
+            if _tie(one, other, score, other_score, beam):
+                tied += 1
+            else:
+                different.append((row, " ".join(one), " ".join(other)))
+    expected, reached = (each.score(scored.sources, scored.targets) for each in (full, subnet))
+    gaps = [abs(a - b) for one, other in zip(expected, reached) for a, b in zip(one, other, strict=True)]
+    translated, left_out = 0 if beam is None else len(sentences), len(sentences) - len(scored)
+    largest, mean = max(gaps, default=0.0), sum(gaps) / max(len(gaps), 1)
+    return Agreement(translated, tied, different, len(scored), left_out, largest, mean)
+
+
+def _tie(one: list[str], other: list[str], scores: list[float], other_scores: list[float], beam: int) -> bool:
+    """Whether rounding may decide between two translations, by the full model's scores of their pieces and ends.
+
+    A beam ranks by the mean score of a piece; without one, the first piece that differs decides.
+    """
+    if beam > 1:
+        means = [sum(each) / len(each) for each in (scores, other_scores)]
+        return abs(means[0] - means[1]) <= SCORE_LIMIT
+    first = next(
+        (place for place, (a, b) in enumerate(zip(one, other)) if a != b),
+        min(len(one), len(other)),
+    )
+    return abs(scores[first] - other_scores[first]) <= SCORE_LIMIT
 
 
 def _check(name: str, agreement: Agreement, rounded: bool) -> None:
@@ -164,8 +195,13 @@ def _check(name: str, agreement: Agreement, rounded: bool) -> None:
         rounded: whether the subnet's weights were rounded, so that only gross differences are an error.
 
     Raises:
-        TaskMoEError: the subnet differs from the full model.
+        TaskMoEError: the subnet differs from the full model, or nothing was compared.
     """
+    if not agreement.scored:
+        raise TaskMoEError(
+            f"--verify {name}: nothing was compared, because all {agreement.left_out} sentences have pieces that were "
+            "trimmed; give more sentences, or another set with --gen-subset"
+        )
     if rounded:
         failed, limit = agreement.mean > ROUNDED_SCORE_LIMIT, f"{ROUNDED_SCORE_LIMIT} on average"
     else:
@@ -200,14 +236,19 @@ def read_sentences(
             prefix = str(directory / f"{subset}.{name}.")
             if indexed_dataset.dataset_exists(prefix + source, impl=None):
                 sides = (vocabularies.source, source), (vocabularies.target, target)
-                return Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
+                sentences = Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
+                if len(sentences.sources) != len(sentences.targets):
+                    raise TaskMoEError(f"{prefix}*: the two languages have different numbers of sentences; {AGAIN}")
+                return sentences
     raise TaskMoEError(f"{data[0]}: no {subset} set of {pair}, which --verify needs; name another with --gen-subset")
 
 
 def _read(prefix: str, vocabulary: Vocabulary, count: int | None) -> list[list[str]]:
+    check_set(prefix)
     dataset = data_utils.load_indexed_dataset(prefix, vocabulary.dictionary)
     total = len(dataset)
     wanted = total if count is None else min(count, total)
     eos = vocabulary.dictionary.eos()
     chosen = [dataset[row * total // wanted].tolist() for row in range(wanted)]
+    check_pieces(prefix, max(map(max, chosen)), len(vocabulary.symbols))
     return [[vocabulary.symbols[index] for index in sentence if index != eos] for sentence in chosen]

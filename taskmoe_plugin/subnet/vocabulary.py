@@ -14,6 +14,8 @@ from fairseq.data.multilingual.multilingual_utils import augment_dictionary
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.binarised import check_pieces, check_set
+from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 
@@ -159,12 +161,12 @@ class DictionaryReader:
     def _side(self, embeddings: str, path: str | None, langs: Sequence[str]) -> Vocabulary:
         fixed = self.checkpoint.cfg["task"].fixed_dictionary or path
         files = [Path(fixed)] if fixed else [self.data[0] / f"dict.{lang}.txt" for lang in langs]
-        texts = [_read_text(file) for file in files]
+        texts = [read_dictionary(file) for file in files]
         for file, text in zip(files, texts):
             if text != texts[0]:
                 raise TaskMoEError(f"{file}: differs from {files[0]}; all languages of a side share one dictionary")
         if texts[0] not in self._known:
-            self._known[texts[0]] = self._parse(files[0], texts[0])
+            self._known[texts[0]] = self._parse(texts[0])
         vocabulary = self._known[texts[0]]
         rows = self.checkpoint.tensors.mapped(embeddings).size(0)
         if len(vocabulary.symbols) != rows:
@@ -174,11 +176,8 @@ class DictionaryReader:
             )
         return vocabulary
 
-    def _parse(self, path: Path, text: str) -> Vocabulary:
-        try:
-            dictionary = _parse(text)
-        except (ValueError, RuntimeError) as error:
-            raise TaskMoEError(f"{path}: no fairseq dictionary ({' '.join(str(error).split())})") from None
+    def _parse(self, text: str) -> Vocabulary:
+        dictionary = _parse(text)
         tokens, task = Dictionary(add_special_symbols=False), self.checkpoint.cfg["task"]
         for each in (dictionary, tokens):
             augment_dictionary(each, self.checkpoint.langs, task.lang_tok_style, task.langtoks_specs, task.extra_data)
@@ -189,16 +188,6 @@ def _parse(text: str) -> Dictionary:
     dictionary = Dictionary()
     dictionary.add_from_file(StringIO(text))
     return dictionary
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise TaskMoEError(f"{path}: no such file; give the DATA_BIN that the model was trained on") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskMoEError(f"{path}: cannot be read ({error})") from None
-    return text if text.endswith("\n") else text + "\n"
 
 
 def used_symbols(
@@ -219,9 +208,12 @@ def used_symbols(
     for lang, vocabulary in zip(split_pair(pair), (vocabularies.source, vocabularies.target)):
         seen = torch.zeros(len(vocabulary.symbols), dtype=torch.bool)
         for prefix in _train_files(data, pair, lang):
+            check_set(prefix)
             dataset = data_utils.load_indexed_dataset(prefix, vocabulary.dictionary)
             for index in progress(range(len(dataset))):
-                seen[dataset[index].long()] = True
+                pieces = dataset[index].long()
+                check_pieces(prefix, int(pieces.max()), len(seen))
+                seen[pieces] = True
         used.append(seen)
     return used[0], used[1]
 

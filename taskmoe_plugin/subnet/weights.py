@@ -6,18 +6,22 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from taskmoe_plugin.moe.fold import PARTS, fold, pad, part_shapes
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
-from taskmoe_plugin.subnet.fold import PARTS, fold, pad, part_shapes
 from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan
 
 _OF_LAYERS = re.compile(r"(encoder|decoder)\.(layers\.\d+\.(moe|fc1|fc2)|tasks)\.")
 
-# Reads a tensor of the full model.
-Read = Callable[[str], Tensor]
+
+class Read(Protocol):
+    """Reads a tensor of the full model, or one expert's part of a stacked one."""
+
+    def __call__(self, name: str, expert: int | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +57,7 @@ def recipes(
     if dtype is not None:
         # A gate computes in fp32 whatever the model does.
         found = {
-            name: recipe if ".router." in name else replace(recipe, make=partial(_rounded, recipe.make, dtype))
+            name: recipe if _is_gate(name) else replace(recipe, make=partial(_rounded, recipe.make, dtype))
             for name, recipe in found.items()
         }
     tied = {name: found[original] for name, original in tensors.tied.items() if name in tensors.names()}
@@ -75,8 +79,8 @@ def reader(tensors: MappedTensors, rows: Mapping[str, Tensor], advance: Callable
         advance: told of the number of bytes that have been read.
     """
 
-    def read(name: str) -> Tensor:
-        tensor = tensors.tensor(name, rows.get(name))
+    def read(name: str, expert: int | None = None) -> Tensor:
+        tensor = tensors.tensor(name, rows.get(name)) if expert is None else tensors.expert(name, expert)
         advance(tensor.nbytes)
         return tensor
 
@@ -85,19 +89,29 @@ def reader(tensors: MappedTensors, rows: Mapping[str, Tensor], advance: Callable
 
 def kept_bytes(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor]) -> int:
     """Bytes that are read for a subnet, those of the gates aside."""
-    names = _shared_names(tensors)
+    shapes = [(tensors.mapped(name), len(rows[name]) if name in rows else None) for name in _shared_names(tensors)]
+    total = sum(mapped[:kept].nbytes for mapped, kept in shapes)
     for stack in plan.stacks.values():
         for layer in range(stack.layers):
-            names += [prefix + part for prefix in _networks(stack, layer) for part in PARTS]
-    return sum(tensors.mapped(name)[: len(rows[name]) if name in rows else None].nbytes for name in names)
+            total += _network_bytes(tensors, stack, layer)
+    return total
+
+
+def _network_bytes(tensors: MappedTensors, stack: StackPlan, layer: int) -> int:
+    """Bytes of the feed-forward networks that a layer keeps."""
+    names = [_part_name(stack, layer, part) for part in PARTS]
+    if layer not in stack.moe_layers:
+        return sum(map(tensors.nbytes, names))
+    return sum(tensors.nbytes(name) // stack.config.experts for name in names) * len(stack.kept_experts(layer))
 
 
 def ffn_dims(tensors: MappedTensors, stack: StackPlan) -> list[int]:
     """Hidden width, in the subnet, of the feed-forward network of each layer; in an MoE layer, that of an expert."""
     dims = []
     for layer in range(stack.layers):
-        own = [tensors.mapped(prefix + "fc1.bias").numel() for prefix in _networks(stack, layer)]
-        dims.append(sum(own) if stack.fate is Fate.FOLDED else own[0])
+        own = tensors.shape(_part_name(stack, layer, "fc1.bias"))[-1]
+        folded = stack.fate is Fate.FOLDED and layer in stack.moe_layers
+        dims.append(own * len(stack.gates[layer][0][0]) if folded else own)
     return dims
 
 
@@ -105,12 +119,14 @@ def _shared_names(tensors: MappedTensors) -> list[str]:
     return [name for name in tensors.names() if name not in tensors.tied and not _OF_LAYERS.match(name)]
 
 
-def _networks(stack: StackPlan, layer: int) -> list[str]:
-    """Prefixes of the feed-forward networks that a layer keeps."""
+def _part_name(stack: StackPlan, layer: int, part: str) -> str:
+    """The full model's name of a part of a layer's feed-forward network, or of its experts'."""
     prefix = f"{stack.config.stack}.layers.{layer}."
-    if layer not in stack.moe_layers:
-        return [prefix]
-    return [f"{prefix}moe.experts.{index}." for index in stack.kept_experts(layer)]
+    return prefix + (f"moe.experts.{part.replace('.', '_')}" if layer in stack.moe_layers else part)
+
+
+def _is_gate(name: str) -> bool:
+    return ".router." in name or ".tasks." in name
 
 
 def _recipes(
@@ -126,13 +142,13 @@ def _recipes(
             if layer in stack.moe_layers and stack.fate is not Fate.FOLDED:
                 yield from _moe_layer(tensors, stack, layer)
                 continue
-            inputs = tensors.mapped(_networks(stack, layer)[0] + "fc2.bias").numel()
+            inputs = tensors.shape(_part_name(stack, layer, "fc2.bias"))[-1]
             shapes = part_shapes(inputs, widths.get(name, dims[layer]))
             for part in PARTS:
                 make = partial(_dense_part, stack, layer, part, widths.get(name))
                 yield f"{name}.layers.{layer}.{part}", Recipe(shapes[part], make)
         if stack.fate is Fate.ROUTED:
-            yield f"{name}.tasks.share", _constant(_kept_share(tensors, stack))
+            yield from _gates(tensors, stack)
 
 
 def _reading(name: str) -> Callable[[Read], Tensor]:
@@ -150,28 +166,45 @@ def _rounded(make: Callable[[Read], Tensor], dtype: torch.dtype, read: Read) -> 
 
 def _dense_part(stack: StackPlan, layer: int, part: str, width: int | None, read: Read) -> Tensor:
     """A part of a layer's only feed-forward network, folded where the full model has experts."""
+    name = _part_name(stack, layer, part)
     if layer in stack.moe_layers:
         experts, weights = (table[0].tolist() for table in stack.gates[layer])
-        prefix = f"{stack.config.stack}.layers.{layer}.moe.experts."
-        tensor = fold(part, [read(f"{prefix}{expert}.{part}") for expert in experts], weights)
+        tensor = fold(part, [read(name, expert) for expert in experts], weights)
     else:
-        tensor = read(f"{stack.config.stack}.layers.{layer}.{part}")
+        tensor = read(name)
     return tensor if width is None else pad(part, tensor, width)
 
 
 def _moe_layer(tensors: MappedTensors, stack: StackPlan, layer: int) -> Iterator[tuple[str, Recipe]]:
-    for prefix in _networks(stack, layer):
-        names = [prefix + part for part in PARTS]
-        yield from ((name, Recipe(tensors.mapped(name).shape, _reading(name))) for name in names)
-    router = f"{stack.config.stack}.layers.{layer}.moe.router."
+    kept = stack.kept_experts(layer)
+    for part in PARTS:
+        name = _part_name(stack, layer, part)
+        shape = torch.Size((len(kept), *tensors.shape(name)[1:]))
+        yield name, Recipe(shape, partial(_stacked, shape, name, kept))
     if stack.fate is Fate.WHOLE:
+        router = f"{stack.config.stack}.layers.{layer}.moe.router."
         yield from ((name, _constant(tensors.tensor(name))) for name in tensors.names() if name.startswith(router))
-    else:
-        tables = zip(("experts", "weights"), stack.gates[layer])
-        yield from ((router + name, _constant(table)) for name, table in tables)
 
 
-def _kept_share(tensors: MappedTensors, stack: StackPlan) -> Tensor:
+def _stacked(shape: torch.Size, name: str, experts: tuple[int, ...], read: Read) -> Tensor:
+    """Some experts of a stack, read one after the other."""
+    stacked: Tensor | None = None
+    for place, expert in enumerate(experts):
+        own = read(name, expert)
+        stacked = own.new_empty(shape) if stacked is None else stacked
+        stacked[place] = own
+    assert stacked is not None
+    return stacked
+
+
+def _gates(tensors: MappedTensors, stack: StackPlan) -> Iterator[tuple[str, Recipe]]:
+    """The gates of the kept tasks, which name the kept experts of a layer by their places among these."""
     assert stack.config.table is not None
-    share = tensors.tensor(f"{stack.config.stack}.tasks.share")
-    return share[[stack.config.table.names.index(task) for task in stack.tasks]]
+    prefix = f"{stack.config.stack}.tasks."
+    rows = [stack.config.table.names.index(task) for task in stack.tasks]
+    yield prefix + "share", _constant(tensors.tensor(prefix + "share")[rows])
+    experts = [
+        torch.searchsorted(torch.tensor(stack.kept_experts(layer)), stack.gates[layer][0]) for layer in stack.moe_layers
+    ]
+    yield prefix + "gates.experts", _constant(torch.stack(experts))
+    yield prefix + "gates.weights", _constant(torch.stack([stack.gates[layer][1] for layer in stack.moe_layers]))

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from fairseq.data import BaseWrapperDataset, FairseqDataset
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
+from torch import Tensor
 
+from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set
 from taskmoe_plugin.models.task_table import split_pair
 
 LANGUAGE_IDS = ("src_lang_id", "tgt_lang_id")
@@ -21,11 +24,23 @@ class LanguageIdDataset(BaseWrapperDataset):
     """Sentence pairs of one language pair whose items and batches carry language ids.
 
     A batch has ``net_input["src_lang_id"]`` and ``net_input["tgt_lang_id"]``, int64 of shape (batch,), also when its
-    items come from several of these datasets.
+    items come from several of these datasets. If the text has padding symbols of its own in a target, it also has
+    ``net_input["target_padding"]``, bool of shape (batch, length), True at padding and False at these: their places are
+    computed like those of all other symbols, as by a dense model.
+
+    Args:
+        dataset: the sentence pairs.
+        src_lang_id, tgt_lang_id: its languages.
+        pad: the index of padding in the target's dictionary.
+        left_pad_target: whether targets are padded at their beginning.
     """
 
-    def __init__(self, dataset: FairseqDataset, src_lang_id: int, tgt_lang_id: int) -> None:
+    def __init__(
+        self, dataset: FairseqDataset, src_lang_id: int, tgt_lang_id: int, pad: int, left_pad_target: bool = False
+    ) -> None:
         super().__init__(dataset)
+        self.pad = pad
+        self.left_pad_target = left_pad_target
         self.ids = dict(zip(LANGUAGE_IDS, (src_lang_id, tgt_lang_id)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -40,17 +55,66 @@ class LanguageIdDataset(BaseWrapperDataset):
         batch["id"] = torch.tensor([sample["id"] for sample in samples])[order]
         for name in LANGUAGE_IDS:
             batch["net_input"][name] = torch.tensor([sample[name] for sample in samples])[order]
+        if all(sample.get("target") is not None for sample in samples):
+            self._add_padding(batch["net_input"], torch.tensor([len(sample["target"]) for sample in samples])[order])
         # Where collaters are not shared between pairs, fairseq keeps the target's id under this key only.
         batch["tgt_lang_id"] = batch["net_input"]["tgt_lang_id"]
         return batch  # type: ignore[no-any-return]
 
+    def _add_padding(self, net_input: dict[str, Any], lengths: Tensor) -> None:
+        symbols = net_input.get("prev_output_tokens")
+        if symbols is None:
+            return
+        padding = padding_mask(lengths, symbols.size(1), self.left_pad_target)
+        if (symbols.eq(self.pad) & ~padding).any():
+            net_input["target_padding"] = padding
+
+
+def padding_mask(lengths: Tensor, width: int, left: bool = False) -> Tensor:
+    """(B, width) bool, True where rows of the given lengths, (B,) int64, are padded."""
+    places = torch.arange(width)
+    if left:
+        places = places.flip(0)
+    return places >= lengths.unsqueeze(1)
+
+
+class CheckedDataset(BaseWrapperDataset):
+    """One language's sentences, each of which is looked at for pieces that the dictionary lacks.
+
+    Args:
+        dataset: sentences as tensors (length,) int64.
+        prefix: the path of its files without their suffixes.
+        pieces: how many the dictionary has.
+    """
+
+    def __init__(self, dataset: Any, prefix: str, pieces: int) -> None:
+        super().__init__(dataset)
+        self.prefix = prefix
+        self.pieces = pieces
+
+    def __getitem__(self, index: int) -> Any:
+        sentence = self.dataset[index]
+        check_pieces(self.prefix, int(sentence.max()), self.pieces)
+        return sentence
+
 
 class LanguageIdDatasetManager(MultilingualDatasetManager):
-    """fairseq's data manager, with language ids on every item it loads."""
+    """fairseq's data manager, with language ids on every item it loads; damaged files are named."""
+
+    @classmethod
+    def load_data(cls, path: str, vdict: Any, impl: str | None) -> Any:
+        check_set(path)
+        dataset = super().load_data(path, vdict, impl)
+        return None if dataset is None else CheckedDataset(dataset, path, len(vdict))
 
     def load_a_dataset(self, *, src: str, tgt: str, **kwargs: Any) -> LanguageIdDataset:
-        dataset = super().load_a_dataset(src=src, tgt=tgt, **kwargs)
-        return LanguageIdDataset(dataset, self.lang_dict.index(src), self.lang_dict.index(tgt))
+        try:
+            dataset = super().load_a_dataset(src=src, tgt=tgt, **kwargs)
+        except AssertionError as error:
+            raise TaskMoEError(f"{self.args.data}: the data of {src}-{tgt}: {error}; {AGAIN}") from error
+        pad = self.get_target_dictionary(tgt).pad()
+        ids = self.lang_dict.index(src), self.lang_dict.index(tgt)
+        return LanguageIdDataset(dataset, *ids, pad, self.args.left_pad_target)
 
     def pairs_without_data(self, split: str) -> list[str]:
         """The pairs of ``--lang-pairs`` and ``--extra-lang-pairs`` of which the data directories have no such split."""

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from fairseq.data import data_utils
@@ -18,14 +18,19 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
 
-from taskmoe_plugin.errors import TaskMoEError, UsageError, use_one_line_errors
+from taskmoe_plugin.errors import UsageError, use_one_line_errors
+from taskmoe_plugin.files.dictionaries import read_dictionary
+from taskmoe_plugin.files.locking import lock_directory
+from taskmoe_plugin.memory import keep_freed_memory
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
-from taskmoe_plugin.parallel.gradients import fill_missing_gradients
+from taskmoe_plugin.parallel.memory import out_of_memory_ends_all
 from taskmoe_plugin.parallel.resuming import check_restore_file, checkpoint_directories
-from taskmoe_plugin.parallel.saving import prepare_optimizer
 from taskmoe_plugin.parallel.shards import remove_unused
+from taskmoe_plugin.parallel.spread_experts import SpreadExperts
+from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
+from taskmoe_plugin.tasks.remembered_flags import leave_defaults_open, remember_flags, settle_flags
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
 from taskmoe_plugin.tasks.validation_usage import ValidationUsage
 
@@ -45,6 +50,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
         TranslationMultiSimpleEpochTask.add_args(parser)
+        leave_defaults_open(parser)
         add_bleu_args(parser)
         # Only a command line is parsed with this: a notebook or a program gets exceptions.
         use_one_line_errors()
@@ -58,20 +64,34 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         self.validation_bleu: ValidationBleu | None = None
         logdir = getattr(args, "tensorboard_logdir", None) if training else None
         self.validation_usage = ValidationUsage(logdir, self.lang_pairs) if logdir else None
+        self.spread_experts: SpreadExperts | None = None
         self.optimizer: Any = None
+        self.save_dir_lock: IO[bytes] | None = None
         parse_bleu_args(args)
 
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> TaskMoETranslationTask:
         """Load the dictionaries and set the task up, or raise ``UsageError``."""
+        if not kwargs.get("from_checkpoint"):
+            check_command(args)
         try:
-            return super().setup_task(args, **kwargs)  # type: ignore[no-any-return]
+            settle_flags(args)
+            task = super().setup_task(args, **kwargs)
         except FileNotFoundError as error:
             raise UsageError(
                 f"{error.filename}: no such file; give the directory that fairseq-preprocess wrote"
             ) from error
         except ValueError as error:
             raise UsageError(" ".join(str(error).split())) from error
+        remember_flags(task)
+        return task  # type: ignore[no-any-return]
+
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Any:
+        """Load a dictionary, or raise an error that names the file and the line."""
+        if Path(filename).exists():
+            read_dictionary(Path(filename))
+        return super().load_dictionary(filename)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split, or raise ``UsageError`` if a pair has none."""
@@ -88,7 +108,11 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if getattr(args, "moe_expert_parallel", False) and not from_checkpoint:
             args.taskmoe_processes = distributed_utils.get_data_parallel_world_size()
             check_flags(args, args.taskmoe_processes)
-        trained = check_restore_file(args) if self.training and not from_checkpoint else None
+        starting = self.training and not from_checkpoint
+        # fairseq-train has made the directory by now; a program that only builds a model writes nothing.
+        if starting and not args.no_save and Path(args.save_dir).is_dir() and distributed_utils.get_global_rank() == 0:
+            self.save_dir_lock = lock_directory(Path(args.save_dir), f"--save-dir {args.save_dir}")
+        trained = check_restore_file(args) if starting else None
         model = super().build_model(args, from_checkpoint)
         # It is of this run alone, and would otherwise be in the checkpoint.
         del args.taskmoe_processes
@@ -97,7 +121,9 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
                 f"--arch {args.arch}: does not take the language ids of --task taskmoe_translation; use "
                 "taskmoe_transformer (dense with --moe-freq 0), or --task translation_multi_simple_epoch"
             )
-        model.directories = checkpoint_directories(self.args)
+        spread_experts = SpreadExperts(model, model.group, args.moe_expert_count, checkpoint_directories(self.args))
+        if not from_checkpoint:
+            self.spread_experts = spread_experts
         if trained is not None:
             model.check_tasks(trained)
         if from_checkpoint:
@@ -193,23 +219,23 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             sample = {**sample, "net_input": {**sample["net_input"], "filler": True}}
         if optimizer is not self.optimizer:
             self.optimizer = optimizer
-            prepare_optimizer(model, optimizer, self.args)
-        try:
+            assert self.spread_experts is not None
+            self.spread_experts.attach(model, optimizer, Path(self.args.save_dir).absolute())
+            if self.args.cpu or not torch.cuda.is_available():
+                keep_freed_memory()
+        with out_of_memory_ends_all(model.group, self._limit(self.args.max_tokens, self.args.batch_size)):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
-        except RuntimeError as error:
-            if model.parallel is None or "out of memory" not in str(error):
-                raise
-            # fairseq would leave the batch out, and the others wait forever for this process's part in it.
-            raise TaskMoEError(
-                f"--max-tokens {self.args.max_tokens}: process {model.parallel.rank} ran out of memory, and the others "
-                "cannot go on without its experts; give fewer tokens, and start again from the last checkpoint"
-            ) from error
 
-    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
-        fill_missing_gradients(optimizer)
-        super().optimizer_step(optimizer, model, update_num)
+    @staticmethod
+    def _limit(tokens: int | None, sentences: int | None, kind: str = "") -> str:
+        return f"--max-tokens{kind} {tokens}" if tokens else f"--batch-size{kind} {sentences}"
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
+        limit = self._limit(self.args.max_tokens_valid, self.args.batch_size_valid, "-valid")
+        with out_of_memory_ends_all(model.group, limit):
+            return self._valid_step(sample, model, criterion)
+
+    def _valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         sample = complete_language_ids(sample)
         usage = self.validation_usage
         counting: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
@@ -220,6 +246,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         logging_output.update(counts)
         if self.validation_bleu is not None:
             logging_output["bleu_statistics"] = self.validation_bleu.count(model, sample, self.pair_index(sample))
+            model.wait_for_others()
         return loss, sample_size, logging_output
 
     def post_validate(self, model: Any, stats: dict[str, Any], meters: Any) -> None:

@@ -46,13 +46,13 @@ class ValidationUsage:
             pair: (B,) int64, the place of each row's pair in ``pairs``.
         """
         counted = [name for name in STACKS if getattr(model, name).tasks is None]
-        layers = [layer for name in counted for layer in getattr(model, name).moe_state.layers]
+        layers = [layer for name in counted for layer in getattr(model, name).moe_layers]
         found: dict[str, Tensor] = {}
         with counted_usage(layers, pair, len(self.pairs)) as sums:
             yield found
         by_layer = iter(sums)
         for name in counted:
-            own = [next(by_layer) for _ in getattr(model, name).moe_state.layers]
+            own = [next(by_layer) for _ in getattr(model, name).moe_layers]
             if own:
                 found[f"{name}_usage"] = torch.stack(own)
 
@@ -80,8 +80,7 @@ class ValidationUsage:
         for name in STACKS:
             stack = getattr(model, name)
             tasks = self.pairs if stack.tasks is None else stack.tasks.table.names
-            indices = filter(stack.moe_config.is_moe_layer, range(len(stack.layers)))
-            for index, usage in zip(indices, _usages(stack, counts.get(f"{name}_usage", ()))):
+            for index, usage in zip(stack.moe_config.moe_layers, _usages(stack, counts.get(f"{name}_usage", ()))):
                 for task, weight in zip(tasks, usage.weight.tolist()):
                     self._write_histogram(f"{name}_layer_{index}/{task}", weight, step)
         self._writer.flush()
@@ -105,4 +104,4 @@ def _usages(stack: Any, counts: Iterable[Tensor]) -> list[Usage]:
     if stack.tasks is None:
         return [Usage.of_counts(each, stack.moe_config.top_k) for each in counts]
     with torch.no_grad():
-        return [Usage.of_table(router.table(), stack.tasks.share) for router in stack.moe_state.task_routers()]
+        return [Usage.of_table(gates, stack.tasks.share) for gates in stack.tasks.gates().layers()]

@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from taskmoe_plugin.cli.main import main
 
@@ -51,11 +53,12 @@ def test_bench_layer_times_every_system_in_every_pass(tmp_path: Path, capsys: py
     assert printed.count("\n") == 2 + 4
 
 
-def test_bench_layer_computes_in_bfloat16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["--precision", "--dtypes"])
+def test_bench_layer_computes_in_several_precisions(tmp_path: Path, flag: str) -> None:
     flags = ["--tokens", "16", "--experts", "4", "--width", "8", "--ffn-dim", "16", "--min-seconds", "0"]
-    rows = bench(tmp_path, "layer", *flags, "--dtypes", "bfloat16", "--systems", "task", "token")
+    rows = bench(tmp_path, "layer", *flags, flag, "bfloat16", "fp16", "--systems", "one-task", "task", "token")
     assert {(row["system"], row["dtype"]) for row in rows} == {
-        (name, "bfloat16") for name in ("dense", "task", "token")
+        (name, dtype) for name in ("dense", "one-task", "task", "token") for dtype in ("bfloat16", "float16")
     }
 
 
@@ -71,6 +74,19 @@ def test_bench_train_compares_updates_with_a_dense_model_of_equal_work(tmp_path:
     assert min(row["peak_bytes"] for row in rows) > 2**20
 
 
+def test_bench_train_trains_both_models_in_the_same_precision(tmp_path: Path) -> None:
+    flags = ["--experts", "3", "--routings", "token", "--tokens", "40", "--length", "5", "--precision", "bf16"]
+    rows = bench(tmp_path, "train", *SHAPE, *flags)
+    assert [(row["system"], row["precision"]) for row in rows] == [("dense", "bf16"), ("token", "bf16")]
+
+
+def test_bench_decode_translates_in_half_precision(tmp_path: Path) -> None:
+    flags = ["--experts", "3", "--batch-sizes", "2", "--beam", "2", "--length", "4", "--systems", "full", "dense"]
+    for precision in ("bf16", "fp16"):
+        rows = bench(tmp_path, "decode", *SHAPE, *flags, "--precision", precision, "--force")
+        assert {row["system"] for row in rows} == {"token", "full", "dense"}
+
+
 def test_bench_parallel_counts_what_processes_send_each_other(tmp_path: Path) -> None:
     flags = [*SHAPE, "--ffn-dim", "256", "--experts", "4", "--tokens", "80", "--length", "5", "--routings", "task"]
     rows = bench(tmp_path, "parallel", *flags)
@@ -79,14 +95,14 @@ def test_bench_parallel_counts_what_processes_send_each_other(tmp_path: Path) ->
     ]  # fmt: skip
     alone, replicated, spread = rows
     assert {row["words_per_update"] for row in rows} == {80}
-    # Each process has half of the four experts of one layer in each stack, and placeholders for the others.
-    expert, placeholder = 2 * 16 * 256 + 16 + 256, 4
+    # Each process has half of the four experts of one layer in each stack.
+    expert = 2 * 16 * 256 + 16 + 256
     assert alone["parameters"] == replicated["parameters"]
-    assert replicated["parameters"] - spread["parameters"] == 2 * 2 * (expert - placeholder)
+    assert replicated["parameters"] - spread["parameters"] == 2 * 2 * expert
     assert alone["sent_bytes"] < 1000
     # Each of the two sends the other half of its gradients, and half of the sums.
     assert replicated["sent_bytes"] == pytest.approx(2 * 4 * replicated["parameters"], rel=0.1)
-    shared = spread["parameters"] - 2 * 2 * (expert + placeholder)
+    shared = spread["parameters"] - 2 * 2 * expert
     # Out and back, forward and backward, of two layers: 80 tokens of width 16 for two experts, if all cross over.
     exchanged = 2 * 2 * 2 * 80 * 16 * 2 * 4
     assert 0 < spread["sent_bytes"] - 2 * 4 * shared < 1.1 * exchanged
@@ -115,6 +131,42 @@ def test_wrong_usage_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Cap
     assert error == [
         "taskmoe: error: DATA_BIN needs --path CKPT and --lang-pair PAIR; without all three, random models are measured"
     ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+@pytest.mark.parametrize("kind", ["layer", "train", "decode"])
+def test_a_gpu_that_is_not_there_is_told_in_one_line(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", kind, "--device", "cuda", "--cpu-time", "--output", str(tmp_path / "run")])
+    assert exit_.value.code == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "--device cuda: PyTorch finds no GPU" in error
+    assert "also: --cpu-time" in error
+
+
+def test_training_in_fp16_on_a_cpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "train", "--precision", "fp16", "--output", str(tmp_path / "run")])
+    assert exit_.value.code == 2
+    assert "--precision fp16: fairseq trains in it on a GPU alone" in capsys.readouterr().err
+
+
+GPU = {"layer": "1.00 (1.00-1.00), 123 MiB", "train": "on the GPU, GiB", "decode": "on the GPU, MiB"}
+
+
+@pytest.mark.parametrize("kind", GPU)
+def test_tables_show_the_memory_of_a_gpu_where_there_is_one(kind: str) -> None:
+    row = {
+        "experts": 4, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0, "dtype": "float32", "pass": "forward",
+        "tokens": 8, "milliseconds": 1.0, "words_per_second": 7.0, "parameters": 10, "batch": 1,
+        "tokens_per_second": 7.0, "seconds": 0.5, "disk_bytes": 2**20, "peak_bytes": 2**30,
+    }  # fmt: skip
+    rows = [{**row, "system": name} for name in ("token" if kind == "decode" else "dense", "task")]
+    bench = import_module(f"taskmoe_plugin.bench.{kind}")
+    assert GPU[kind] not in bench.summary(rows)
+    assert GPU[kind] in bench.summary([{**each, "peak_gpu_bytes": 123 * 2**20} for each in rows])
 
 
 def test_importing_the_plugin_imports_none_of_what_only_benchmarks_need() -> None:

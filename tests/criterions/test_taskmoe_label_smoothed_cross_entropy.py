@@ -95,7 +95,7 @@ def test_the_balance_loss_reaches_the_gates_and_nothing_else(task: Any, samples:
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, without in gradients[0].items():
         same = without is gradients[1][name] or torch.allclose(without, gradients[1][name])
-        assert same == (".router." not in name), name
+        assert same == (".tasks.gates." not in name), name
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -177,3 +177,26 @@ def test_what_a_capacity_drops_is_logged(task: Any, samples: list) -> None:
     log = run(criterion(task), model, samples[0], training=True)[2]
     assert 0.5 < log["encoder_dropped"] / log["sample_size"] < 1
     assert log["decoder_dropped"] == 0
+
+
+@pytest.mark.parametrize("routing", ["token", "sentence", "target"])
+def test_no_process_waits_for_another_where_each_has_all_experts(task, samples, routing: str, monkeypatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a collective")
+
+    for name in ("all_reduce", "all_gather", "broadcast", "all_to_all_single"):
+        monkeypatch.setattr(torch.distributed, name, refuse)
+    model = build_model(task=task, encoder_moe_routing=routing, decoder_moe_routing=routing)
+    loss, _, _ = run(criterion(task, moe_gate_loss_wt=0.1, moe_z_loss_wt=0.1), model, samples[0], training=True)
+    loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gates_losses_are_fp32_under_autocast(task, samples, dtype: torch.dtype) -> None:
+    model = build_model(task=task, encoder_moe_routing="token", decoder_moe_routing="token")
+    ours = criterion(task, moe_gate_loss_wt=0.1, moe_z_loss_wt=0.1)
+    with torch.autocast("cpu", dtype=dtype):
+        loss, _, log = run(ours, model, samples[0], training=True)
+    assert all(log[name].dtype == torch.float32 for name in GATES)
+    loss.backward()
+    assert all(each.grad.isfinite().all() for each in model.parameters())

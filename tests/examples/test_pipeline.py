@@ -59,7 +59,19 @@ def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(fol
 
     other = run_all(folder, VOCABULARY_SIZE="36")
     assert other.returncode == 1
-    assert other.stderr.splitlines()[-1].startswith(f"run.sh: error: {folder}/work: made with other settings")
+    assert other.stderr.splitlines()[-1].startswith(
+        f"run.sh: error: {folder}/work: made with other settings (see made_with there): vocabulary pieces binary model/"
+    )
+
+
+def test_an_empty_record_of_settings_blocks_no_step_that_has_made_nothing(folder: Path, tmp_path: Path) -> None:
+    # What a run leaves that is killed before it has written anything.
+    (tmp_path / "work" / "made_with").mkdir(parents=True)
+    record = tmp_path / "work" / "made_with" / "text"
+    record.touch()
+    finished = run_all(tmp_path, INPUT_DIR=str(folder / "mine"), UNTIL="text")
+    assert finished.returncode == 0, finished.stderr
+    assert record.stat().st_size > 0
 
 
 @pytest.mark.parametrize("step", ["run.sh", "binarize.sh", "train.sh", "translate.sh"])

@@ -33,14 +33,14 @@ def test_every_direction_and_the_average_are_reported(folder: Path) -> None:
     assert scores["directions"]["de-en"]["bleu"] == pytest.approx(100)
     assert scores["directions"]["de-en"]["chrf"] == pytest.approx(100)
     assert scores["directions"]["en-de"]["bleu"] == 0
-    assert scores["average"] == pytest.approx({"bleu": 50, "chrf": 50})
+    assert scores["average"] == pytest.approx({"bleu": 50, "chrf": 50, "length_ratio": 0.5})
     assert {each["sentences"] for each in scores["directions"].values()} == {3}
     assert "tok:13a" in scores["directions"]["de-en"]["bleu_signature"]
     assert [line.split() for line in finished.stdout.splitlines()] == [
-        ["direction", "sentences", "BLEU", "chrF"],
-        ["en-de", "3", "0.0", "0.0"],
-        ["de-en", "3", "100.0", "100.0"],
-        ["average", "50.0", "50.0"],
+        ["direction", "sentences", "BLEU", "chrF", "ratio"],
+        ["en-de", "3", "0.0", "0.0", "0.00"],
+        ["de-en", "3", "100.0", "100.0", "1.00"],
+        ["average", "50.0", "50.0", "0.50"],
     ]
 
 
@@ -59,12 +59,12 @@ def test_groups_of_directions_have_averages_of_their_own(folder: Path) -> None:
     groups = ("--group", "into-english=*-en", "--group", "german=de-*,*-de", "--group", "french=*-fr")
     lines = [line.split() for line in score(folder, *groups).stdout.splitlines()]
     assert lines[-3:] == [
-        ["into-english", "100.0", "100.0"],
-        ["german", "50.0", "50.0"],
-        ["average", "50.0", "50.0"],
+        ["into-english", "100.0", "100.0", "1.00"],
+        ["german", "50.0", "50.0", "0.50"],
+        ["average", "50.0", "50.0", "0.50"],
     ]
     averages = json.loads((folder / "scores.json").read_text())["groups"]
-    assert averages["german"] == pytest.approx({"bleu": 50, "chrf": 50})
+    assert averages["german"] == pytest.approx({"bleu": 50, "chrf": 50, "length_ratio": 0.5})
 
 
 def test_the_tokenizer_asked_for_gives_way_to_that_of_the_language(folder: Path) -> None:
@@ -78,6 +78,42 @@ def test_the_tokenizer_asked_for_gives_way_to_that_of_the_language(folder: Path)
     assert directions["de-en"]["bleu_signature"].startswith(signature.format("intl"))
     assert directions["en-zh"]["bleu_signature"].startswith(signature.format("zh"))
     assert directions["en-zh"]["bleu"] == pytest.approx(100)
+
+
+def test_thai_is_not_scored_as_one_word(folder: Path) -> None:
+    for name in ("text/test.en-th.th", "translations/en-th.txt"):
+        (folder / name).write_text("แมวนั่งอยู่บนเก้าอี้\nนกร้องเพลงบนต้นไม้\nสุนัขนอนบนเสื่อ\n")
+    (folder / "text" / "test.en-th.en").write_text("\n".join(ENGLISH) + "\n")
+    score(folder, pairs="en-th")
+    assert json.loads((folder / "scores.json").read_text())["average"]["bleu"] == pytest.approx(100)
+
+
+# What comet-score of unbabel-comet 2.2.7 writes to the file after --to_json.
+COMET = """#!/usr/bin/env python3
+import json, sys
+flags = dict(zip(sys.argv[1:], sys.argv[2:]))
+assert "--gpus 0 --only_system --quiet" in " ".join(sys.argv)
+rows = [open(flags[name]).read().splitlines() for name in ("-s", "-t", "-r")]
+scores = [{"src": s, "mt": t, "ref": r, "COMET": 0.9 if t == r else 0.25} for s, t, r in zip(*rows)]
+json.dump({flags["-t"]: scores}, open(flags["--to_json"], "w"))
+"""
+
+
+def test_comet_is_asked_where_its_program_is_given(folder: Path) -> None:
+    program = folder / "comet-score"
+    program.write_text(COMET)
+    program.chmod(0o755)
+    finished = score(folder, "--comet", f"{program} --gpus 0")
+    assert [line.split() for line in finished.stdout.splitlines()] == [
+        ["direction", "sentences", "BLEU", "chrF", "COMET", "ratio"],
+        ["en-de", "3", "0.0", "0.0", "0.2500", "0.00"],
+        ["de-en", "3", "100.0", "100.0", "0.9000", "1.00"],
+        ["average", "50.0", "50.0", "0.5750", "0.50"],
+    ]
+    program.write_text("#!/bin/sh\nexit 3\n")
+    for command in (program, folder / "missing"):
+        line = error_line(score(folder, "--comet", command))
+        assert line.startswith(f"score.py: error: --comet {command}: failed")
 
 
 def test_a_group_without_directions_is_wrong_usage(folder: Path) -> None:

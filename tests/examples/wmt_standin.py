@@ -1,6 +1,6 @@
 """A small stand-in for the download of the WMT data, in the layout that mtdata and sacrebleu leave."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import wmt
@@ -12,12 +12,16 @@ NOUNS = {
     "cs": ["psa", "kočku", "ptáka", "koně"],
     "zh": ["狗", "猫", "鸟", "马"],
     "hi": ["कुत्ता", "बिल्ली", "चिड़िया", "घोड़ा"],
+    "ro": ["câine", "pisică", "pasăre", "cal"],
+    "tr": ["köpek", "kedi", "kuş", "at"],
 }
 VERBS = {
     "en": ["sees", "hears", "follows"],
     "cs": ["vidí", "slyší", "sleduje"],
     "zh": ["看见", "听见", "跟着"],
     "hi": ["देखता", "सुनता", "जानता"],
+    "ro": ["vede", "aude", "urmează"],
+    "tr": ["görür", "duyar", "izler"],
 }
 
 
@@ -52,6 +56,37 @@ def write_test_set(download_dir: Path, name: str, lang: str, lines: Rows) -> Non
     stem = download_dir / "sacrebleu" / name / name.replace("/", "_")
     write((Path(f"{stem}.{lang}-en.src"), Path(f"{stem}.{lang}-en.ref")), lines)
     write((Path(f"{stem}.en-{lang}.ref"), Path(f"{stem}.en-{lang}.src")), lines[::-1])
+
+
+def write_wmt22(download_dir: Path, source: str, target: str, lines: Rows, translator: str) -> None:
+    """The raw XML of a direction of wmt22, as sacrebleu unpacks it, with another reference that is not to be used."""
+    raw = download_dir / "sacrebleu" / "wmt22" / "raw"
+    path = raw / "wmt22-news-systems-1.1" / "xml" / f"wmttest2022.{source}-{target}.all.xml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (raw / "wmt22.v1.1.tar.gz").write_text("unpacked")
+
+    def segments(texts: Iterable[str]) -> str:
+        return "".join(f'<seg id="{number}">{text}</seg>' for number, text in enumerate(texts, 1))
+
+    sources, targets = zip(*lines)
+    references = {translator: targets, "Z": ["not this one"] * len(targets)}
+    path.write_text(
+        f'<dataset id="wmttest2022"><doc origlang="{source}" id="1">'
+        + f'<src lang="{source}"><p>{segments(sources)}</p></src>'
+        + "".join(
+            f'<ref lang="{target}" translator="{name}"><p>{segments(texts)}</p></ref>'
+            for name, texts in references.items()
+        )
+        + "</doc></dataset>",
+        encoding="utf-8",
+    )
+
+
+def write_flores(download_dir: Path, code: str, lines: Rows) -> None:
+    """FLORES-200's devtest of a language and English, as mtdata leaves it."""
+    name = "-".join(sorted((code, wmt.ENGLISH)))
+    stem = download_dir / "mtdata" / "flores200" / code / "tests" / f"Flores-flores200_devtest-1-{name}"
+    write((Path(f"{stem}.{code}"), Path(f"{stem}.{wmt.ENGLISH}")), lines)
 
 
 def write_language(download_dir: Path, lang: str, lines: Rows, held_out: Rows) -> None:

@@ -57,7 +57,7 @@ def build_model(arch: str = "taskmoe_transformer", seed: int = 0, task: Any = No
         flags: flags of the model, as attributes.
     """
     sizes = SMALL if arch in ("taskmoe_transformer", "transformer") else {}
-    args = Namespace(arch=arch, dropout=0.0, **{**sizes, **flags})
+    args = Namespace(arch=arch, **{"dropout": 0.0, **sizes, **flags})
     ARCH_CONFIG_REGISTRY[arch](args)
     torch.manual_seed(seed)
     model = ARCH_MODEL_REGISTRY[arch].build_model(args, task or StubTask())

@@ -2,46 +2,108 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskmoe_plugin.moe import (
-    Expert,
+    Experts,
     Gates,
     MoELayer,
-    RoutedBatch,
-    Router,
+    Routing,
     SentenceRouter,
-    StaticTaskRouter,
-    TaskRouter,
-    TokenBatch,
+    StaticTaskGates,
+    TaskGates,
     TokenRouter,
+    Tokens,
+    routings_of_units,
 )
 
 WIDTH, TASKS = 6, 3
-ROUTERS = ("task", "static", "sentence", "token")
+ROUTINGS = ("task", "static", "sentence", "token")
 
 
-def make_router(kind: str, experts: int, top_k: int, jitter: float = 0.0, tasks: int = TASKS) -> Router:
-    """A router of one of the kinds of ROUTERS, for inputs of width WIDTH."""
+@dataclass(frozen=True)
+class Batch:
+    """A padding mask (B, T), and the task (B,) of each row."""
+
+    padding: Tensor
+    task: Tensor
+
+    @property
+    def tokens(self) -> Tokens:
+        return Tokens.from_padding(self.padding)
+
+    def row(self, index: int) -> Batch:
+        """One row of it."""
+        return Batch(self.padding[index : index + 1], self.task[index : index + 1])
+
+
+def make_batch(padding: Tensor, seed: int = 0, tasks: int = TASKS) -> Batch:
+    """The batch of a padding mask, with a random task for every row."""
+    return Batch(padding, torch.randint(tasks, (padding.size(0),), generator=torch.Generator().manual_seed(seed)))
+
+
+class RoutedMoE(nn.Module):
+    """An MoE layer with what routes it: its own router, or gates of tasks that belong to a stack."""
+
+    def __init__(self, moe: MoELayer, gates: TaskGates | StaticTaskGates | None) -> None:
+        super().__init__()
+        self.moe = moe
+        self.gates = gates
+
+    def route(self, x: Tensor, batch: Batch) -> Routing:
+        """The routing of activations (T, B, C)."""
+        tokens = batch.tokens
+        if self.gates is None:
+            return self.moe.router(x.reshape(-1, x.size(-1)), tokens)
+        gates = self.gates()
+        units = gates.probs.size(1)
+        unit = batch.task[tokens.row]
+        (routing,) = routings_of_units(gates, unit, tokens, torch.full((units,), 1 / units), by_task=True)
+        return routing
+
+    def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Routing]:
+        return self.moe(x, batch.tokens if self.gates is None else self.route(x, batch))
+
+
+def make_gates(
+    kind: str, experts: int, top_k: int, jitter: float = 0.0, tasks: int = TASKS, layers: int = 1
+) -> nn.Module:
+    """Gates of tasks: ``task`` for learned ones, or ``static``."""
     if kind == "task":
-        return TaskRouter(tasks, WIDTH, experts, top_k, jitter)
-    if kind == "static":
-        return StaticTaskRouter(tasks, experts, top_k)
-    return {"sentence": SentenceRouter, "token": TokenRouter}[kind](WIDTH, experts, top_k, jitter)
+        return TaskGates(layers, tasks, WIDTH, experts, top_k, jitter)
+    return StaticTaskGates(layers, tasks, experts, top_k)
 
 
-def make_layer(kind: str, experts: int = 4, top_k: int = 2, seed: int = 0, **capacity: float) -> MoELayer:
+def make_layer(
+    kind: str,
+    experts: int = 4,
+    top_k: int = 2,
+    seed: int = 0,
+    jitter: float = 0.0,
+    tasks: int = TASKS,
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    ffn_width: int = 8,
+    width: int = WIDTH,
+    **capacity: float,
+) -> RoutedMoE:
     """A layer with experts that differ from each other, biases included."""
     torch.manual_seed(seed)
-    networks = [Expert(WIDTH, 8, torch.relu) for _ in range(experts)]
-    return MoELayer(make_router(kind, experts, top_k), networks, **capacity)
+    networks = Experts(experts, width, ffn_width, activation)
+    gates = make_gates(kind, experts, top_k, jitter, tasks) if kind in ("task", "static") else None
+    router = None
+    if gates is None:
+        router = {"sentence": SentenceRouter, "token": TokenRouter}[kind](width, experts, top_k, jitter)
+    return RoutedMoE(MoELayer(experts, networks, router, **capacity), gates)
 
 
-def make_batch(padding: Tensor, seed: int = 0, tasks: int = TASKS) -> RoutedBatch:
-    """The batch of a padding mask (B, T), with a random task for every row."""
-    task = torch.randint(tasks, (padding.size(0),), generator=torch.Generator().manual_seed(seed))
-    return RoutedBatch(TokenBatch.from_padding(padding), task, task_share=torch.full((tasks,), 1 / tasks))
+def expert_output(experts: Experts, index: int, x: Tensor) -> Tensor:
+    """What one expert computes of (…, C), by its definition."""
+    hidden = experts.activation(x @ experts.fc1_weight[index].T + experts.fc1_bias[index])
+    return hidden @ experts.fc2_weight[index].T + experts.fc2_bias[index]
 
 
 def gates_of(probs: list[list[float]], k: int = 1) -> Gates:

@@ -9,7 +9,7 @@ import torch
 from fairseq.dataclass.configs import EMAConfig
 from fairseq.models.ema.ema import EMA
 
-from taskmoe_plugin.moe import SentenceRouter, StaticTaskRouter, TaskRouter, TokenRouter
+from taskmoe_plugin.moe import SentenceRouter, StaticTaskGates, TaskGates, TokenRouter
 from tests.helpers.models import LANGS, PAIRS, StubTask, build_grouped, build_model, net_input, rows
 
 
@@ -43,15 +43,14 @@ def test_tiny_is_4_and_4_layers_of_width_128() -> None:
     for stack in (model.encoder, model.decoder):
         assert [hasattr(layer, "moe") for layer in stack.layers] == [False, True, False, True]
         assert stack.layers[0].fc1.weight.shape == (256, 128)
-        assert stack.layers[1].moe.experts["0"].fc1.weight.shape == (256, 128)
+        assert stack.layers[1].moe.experts.fc1_weight.shape == (8, 256, 128)
         assert stack.layers[0].self_attn.num_heads == 4
-        assert len(stack.layers[1].moe.experts) == 8
 
 
 @pytest.mark.parametrize(
     ("routing", "kind"),
     [
-        ("source", TaskRouter), ("target", TaskRouter), ("pair", TaskRouter), ("group", TaskRouter),
+        ("source", TaskGates), ("target", TaskGates), ("pair", TaskGates), ("group", TaskGates),
         ("sentence", SentenceRouter), ("token", TokenRouter),
     ],
 )  # fmt: skip
@@ -63,31 +62,32 @@ def test_flags_reach_the_layers(tmp_path, stack: str, routing: str, kind: type) 
         **{"encoder_moe_routing": "token", "decoder_moe_routing": "token", f"{stack}_moe_routing": routing},
     )  # fmt: skip
     layer = getattr(model, stack).layers[1].moe
-    assert type(layer.router) is kind
-    assert layer.router.top_k == 3
-    assert layer.router.gate.jitter == 0.1
-    assert len(layer.experts) == 5
-    assert layer.experts["0"].fc1.out_features == 12
-    assert layer.experts["0"].dropout == 0.3
+    router = layer.router or getattr(model, stack).tasks.gates
+    assert type(router) is kind
+    assert router.top_k == 3
+    assert getattr(router, "gate", router).jitter == 0.1
+    assert layer.experts.fc1_bias.shape == (5, 12)
+    assert layer.experts.dropout == 0.3
     capacity = (1.5, 2.0) if routing == "token" else (0.0, 0.0)
     assert (layer.capacity_factor, layer.eval_capacity_factor) == capacity
 
 
 def test_each_task_level_stack_may_have_a_static_gate() -> None:
     model = build_model(moe_task_gate="static", decoder_moe_routing="token")
-    assert type(model.encoder.layers[1].moe.router) is StaticTaskRouter
+    assert type(model.encoder.tasks.gates) is StaticTaskGates
+    assert model.decoder.tasks is None
     assert type(model.decoder.layers[1].moe.router) is TokenRouter
 
 
 def test_experts_have_the_activation_dropout_unless_told_otherwise() -> None:
     for flags, expected in (({}, 0.0), ({"activation_dropout": 0.2}, 0.2), ({"relu_dropout": 0.1}, 0.1),
                             ({"activation_dropout": 0.2, "moe_expert_dropout": 0.0}, 0.0)):  # fmt: skip
-        assert build_model(**flags).encoder.layers[1].moe.experts["0"].dropout == expected, flags
+        assert build_model(**flags).encoder.layers[1].moe.experts.dropout == expected, flags
 
 
 def test_experts_start_different_from_each_other() -> None:
-    experts = build_model().encoder.layers[1].moe.experts
-    assert not torch.equal(experts["0"].fc1.weight, experts["1"].fc1.weight)
+    weight = build_model().encoder.layers[1].moe.experts.fc1_weight
+    assert not torch.equal(weight[0], weight[1])
 
 
 def test_a_model_carries_its_languages_pairs_and_groups(tmp_path) -> None:
@@ -149,7 +149,7 @@ def test_a_copy_of_a_model_is_independent(routing: str) -> None:
 def test_an_exponential_moving_average_of_a_model_can_be_kept() -> None:
     model = build_model()
     ema = EMA(model, EMAConfig(store_ema=True, ema_decay=0.5))
-    name = "encoder.layers.1.moe.experts.0.fc1.weight"
+    name = "encoder.layers.1.moe.experts.fc1_weight"
     before = model.state_dict()[name].clone()
     model.set_training_tokens({(1, 2): (30, 30), (2, 1): (10, 10)})
     with torch.no_grad():

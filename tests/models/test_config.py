@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 
 import pytest
 
-from taskmoe_plugin.errors import one_line_errors
+from taskmoe_plugin.errors import UsageError, one_line_errors
 from taskmoe_plugin.models.config import add_moe_args
 from tests.helpers.models import PAIRS, StubTask, build_model
 
@@ -30,7 +30,11 @@ WRONG = [
     ),
     ({"moe_router_jitter": 1.0}, "--moe-router-jitter 1.0: give a value from 0"),
     ({"moe_router_jitter": -0.1}, "--moe-router-jitter -0.1: give a value from 0"),
-    ({"checkpoint_activations": True}, "--checkpoint-activations: not supported"),
+    (
+        {"moe_top_k": 9, "moe_router_jitter": 2.0, "quant_noise_pq": 0.1},
+        "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8; also: --moe-router-jitter 2.0: give a value "
+        "from 0 up to 1; also: --quant-noise-pq: not supported",
+    ),
     ({"offload_activations": True}, "--offload-activations: not supported"),
     ({"quant_noise_pq": 0.1}, "--quant-noise-pq: not supported"),
     ({"encoder_moe_routing": "group"}, "--moe-task-groups: group routing needs this file"),
@@ -116,3 +120,9 @@ def test_a_task_without_language_ids_is_refused(capsys) -> None:
 )
 def test_flags_that_work_together_are_accepted(flags: dict) -> None:
     assert build_model(**flags) is not None
+
+
+def test_a_program_gets_an_exception_and_keeps_its_interpreter(capsys) -> None:
+    with pytest.raises(UsageError, match="--moe-top-k 9: give between 1 and"):
+        build_model(moe_top_k=9)
+    assert capsys.readouterr().err == ""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from fairseq.sequence_generator import SequenceGenerator
 
+from taskmoe_plugin.moe import Experts, MoELayer
 from tests.helpers.models import COMBINATIONS, build_grouped, build_model, dictionary, net_input, rows
 
 
@@ -66,3 +70,46 @@ def test_the_decoders_sentence_gate_sees_the_source_and_no_later_target_word() -
     changed["prev_output_tokens"][:, -1] = 5
     before, after = (model(**each)[0] for each in (batch, changed))
     torch.testing.assert_close(before[:, :-1], after[:, :-1])
+
+
+def generate(model: Any, batch: dict[str, Any], beam: int = 3) -> list[list[dict[str, Any]]]:
+    inputs = {name: value for name, value in batch.items() if name != "prev_output_tokens"}
+    generator = SequenceGenerator([model], dictionary(), beam_size=beam, max_len_b=8, min_len=6)
+    return generator.generate([model], {"net_input": inputs})
+
+
+def test_the_experts_of_the_only_task_are_folded_once_for_a_batch_and_not_for_each_step(monkeypatch) -> None:
+    model = build_model(moe_freq=1, moe_expert_count=4)
+    folded, dispatched = [], []
+    fold, forward = Experts.fold, MoELayer.forward
+    monkeypatch.setattr(Experts, "fold", lambda *args: folded.append(1) or fold(*args))
+    monkeypatch.setattr(MoELayer, "forward", lambda *args: dispatched.append(1) or forward(*args))
+    generate(model, net_input(rows(5, pairs=["en-de"])))
+    assert (len(folded), len(dispatched)) == (4, 0)
+    generate(model, net_input(rows(5)))
+    assert (len(folded), len(dispatched) > 0) == (4, True)
+
+
+@pytest.mark.parametrize("gate", ["learned", "static"])
+def test_a_folded_batch_gives_what_dispatch_gives(gate: str) -> None:
+    model = build_model(moe_freq=1, moe_expert_count=4, moe_task_gate=gate).double()
+    batch = net_input(rows(3, pairs=["en-de"]), extra=1)
+    with torch.no_grad():
+        folded, dispatched = model(**batch)[0], model.train()(**batch)[0]
+    mask = batch["prev_output_tokens"].ne(dictionary().pad())
+    # Gates compute in fp32 under any precision.
+    torch.testing.assert_close(folded[mask], dispatched[mask], atol=1e-6, rtol=1e-6)
+
+
+def test_a_model_that_has_changed_between_two_batches_is_folded_anew() -> None:
+    model = build_model(moe_freq=1, moe_expert_count=4)
+    batch = net_input(rows(2, pairs=["en-de"]))
+    before = generate(model, batch)[0][0]["score"]
+    with torch.no_grad():
+        for layer in model.decoder.moe_layers:
+            layer.experts.fc2_weight.mul_(3)
+    changed = generate(model, batch)[0][0]["score"]
+    assert not torch.allclose(before, changed)
+    again = build_model(moe_freq=1, moe_expert_count=4)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(generate(again, batch)[0][0]["score"], changed)

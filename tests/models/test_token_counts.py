@@ -6,18 +6,21 @@ import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
 
-from taskmoe_plugin.moe import Expert
+from taskmoe_plugin.moe import Experts, FeedForward
 from tests.helpers.models import COMBINATIONS, build_grouped, dictionary, net_input, rows
 
 
 class Tally:
-    """Counts, for every MoE layer of a model, the inputs that its experts compute."""
+    """Counts, for every MoE layer of a model, the inputs that its experts compute.
+
+    In training, for in evaluation a batch of one task uses a network that its experts are folded to.
+    """
 
     def __init__(self, model) -> None:
         self.inputs: dict[str, list[torch.Tensor]] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, Expert):
-                layer = name.rsplit(".experts.", 1)[0]
+        for name, module in model.train().named_modules():
+            if isinstance(module, Experts):
+                layer = name.removesuffix(".experts")
                 module.register_forward_pre_hook(
                     lambda _, args, layer=layer: self.inputs.setdefault(layer, []).append(args[0])
                 )
@@ -68,15 +71,28 @@ def test_a_batch_of_one_task_without_padding_is_counted_alike(tmp_path, routings
         assert sum(each) == 2 * lengths[layer.split(".")[0]]
 
 
-def test_generation_computes_each_new_token_by_exactly_k_experts(tmp_path, routings) -> None:
+def test_generation_computes_each_new_token_by_exactly_k_experts(tmp_path, routings, monkeypatch) -> None:
     model = build_grouped(tmp_path, moe_freq=1, moe_expert_count=4, **routings)
     inputs = net_input(rows(1))
     del inputs["prev_output_tokens"]
-    tally = Tally(model)
+    tally, folded, original = Tally(model), [], FeedForward.__call__
+
+    def counting(network: FeedForward, x: torch.Tensor) -> torch.Tensor:
+        # A network of twice an expert's width is two experts.
+        folded.append(x[..., 0].numel() * network.fc1_bias.numel() // 24)
+        return original(network, x)
+
+    monkeypatch.setattr(FeedForward, "__call__", counting)
     hypothesis = SequenceGenerator([model], dictionary(), beam_size=1, max_len_a=0, max_len_b=5, min_len=5).generate(
         [model], {"net_input": inputs}
     )[0][0]
-    assert sum(tally.counts()["decoder.layers.0.moe"]) == 2 * len(hypothesis["tokens"])
+    counts = tally.counts()
+    decoder = sum(sum(each) for layer, each in counts.items() if layer.startswith("decoder"))
+    encoder = sum(sum(each) for layer, each in counts.items() if layer.startswith("encoder"))
+    source, target = 2 * 2 * inputs["src_tokens"].numel(), 2 * 2 * len(hypothesis["tokens"])
+    assert encoder + decoder + sum(folded) == source + target
+    assert encoder in (0, source)
+    assert decoder in (0, target)
 
 
 def test_padding_counts_in_no_statistic_of_a_model(tmp_path, routings) -> None:

@@ -10,29 +10,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from taskmoe_plugin.moe import expert_capacity, make_dispatch, run_experts
+from taskmoe_plugin.moe import (
+    Gates,
+    LocalDispatcher,
+    Routing,
+    Tokens,
+    drop_beyond,
+    expert_capacity,
+    sort_assignments,
+)
 
 WIDTH = 3
 
 
 @dataclass
-class Routing:
-    """Tokens, experts and weights of one example."""
+class Example:
+    """Activations of a padded batch, experts and weights of its tokens."""
 
     x: Tensor
+    tokens: Tokens
     experts: Tensor
     weights: Tensor
     matrices: Tensor
-    capacity: int | None
+    factor: float
 
     @property
     def count(self) -> int:
         return self.matrices.size(0)
 
-    def functions(self) -> dict:
+    @property
+    def routing(self) -> Routing:
+        gates = Gates(None, torch.empty(0), self.experts, self.weights)
+        share = torch.empty(0)
+        return Routing(gates=gates, share=share, tokens=self.tokens, experts=self.experts, weights=self.weights)
+
+    def expert(self, index: int, part: Tensor) -> Tensor:
         """Experts that differ from each other, and whose output is not zero for input zero."""
-        return {index: lambda part, matrix=matrix: (part @ matrix + matrix[0]).sin()
-                for index, matrix in enumerate(self.matrices)}  # fmt: skip
+        return (part @ self.matrices[index] + self.matrices[index][0]).sin()
 
     def leaves(self) -> list[Tensor]:
         """The tensors that gradients are taken of."""
@@ -40,105 +54,107 @@ class Routing:
 
 
 @st.composite
-def routings(draw: st.DrawFn, dropless: bool = False) -> Routing:
+def examples(draw: st.DrawFn) -> Example:
     count = draw(st.integers(1, 6), label="experts")
-    tokens = draw(st.integers(0, 12), label="tokens")
+    padding = torch.tensor(draw(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=3)))
+    tokens = Tokens.from_padding(padding)
+    number = tokens.row.numel()
     k = draw(st.integers(1, count), label="k")
     # Choosing from few experts leaves others empty.
     used = draw(st.integers(k, count), label="experts in use")
-    experts = [draw(st.permutations(range(used)))[:k] for _ in range(tokens)]
+    experts = [draw(st.permutations(range(used)))[:k] for _ in range(number)]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16), label="seed"))
     tensors = [
         torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-        for shape in ((tokens, WIDTH), (tokens, k), (count, WIDTH, WIDTH))
+        for shape in ((padding.numel(), WIDTH), (number, k), (count, WIDTH, WIDTH))
     ]
-    capacity = None if dropless else draw(st.one_of(st.none(), st.integers(0, tokens + 1)), label="capacity")
-    return Routing(tensors[0], torch.tensor(experts, dtype=torch.int64).view(tokens, k), *tensors[1:], capacity)
+    factor = draw(st.sampled_from([0.0, 0.0, 0.3, 0.7, 1.0, 2.0]), label="capacity factor")
+    return Example(tensors[0], tokens, torch.tensor(experts, dtype=torch.int64).view(number, k), *tensors[1:], factor)
 
 
-def loop(routing: Routing) -> tuple[Tensor, list[list[tuple[int, int]]]]:
-    """The same by the book: first choices of all tokens in order, then second ones; a full expert takes no more.
+def loop(example: Example) -> tuple[Tensor, list[list[tuple[int, int]]]]:
+    """One after the other: first choices of all tokens in turn, then second ones; a full expert takes no more.
 
     Returns:
         The outputs, and for each expert the assignments (choice, token) that it served.
     """
-    functions = routing.functions()
-    output = [torch.zeros(WIDTH, dtype=torch.float64) for _ in routing.x]
-    served: list[list[tuple[int, int]]] = [[] for _ in range(routing.count)]
-    for choice in range(routing.experts.size(1)):
-        for token, expert in enumerate(routing.experts[:, choice].tolist()):
-            if routing.capacity is None or len(served[expert]) < routing.capacity:
+    number, k = example.experts.shape
+    capacity = expert_capacity(example.factor, number, example.count, k) if example.factor else number * k
+    places = range(number) if example.tokens.index is None else example.tokens.index.tolist()
+    output = [torch.zeros(WIDTH, dtype=torch.float64) for _ in example.x]
+    served: list[list[tuple[int, int]]] = [[] for _ in range(example.count)]
+    turn = sorted(range(number), key=lambda token: int(example.tokens.row[token]))
+    for choice in range(k):
+        for token in turn:
+            expert, place = int(example.experts[token, choice]), places[token]
+            if len(served[expert]) < capacity:
                 served[expert].append((choice, token))
-                result = functions[expert](routing.x[token : token + 1])[0]
-                output[token] = output[token] + routing.weights[token, choice] * result
-    return torch.stack(output) if output else routing.x.new_zeros(0, WIDTH), served
+                result = example.expert(expert, example.x[place : place + 1])[0]
+                output[place] = output[place] + example.weights[token, choice] * result
+    return torch.stack(output), served
 
 
-def dispatched(routing: Routing) -> Tensor:
-    dispatch = make_dispatch(routing.experts, routing.weights, routing.count, routing.capacity)
-    return run_experts(routing.x, dispatch, routing.functions())
+def dispatched(example: Example) -> tuple[Tensor, Routing]:
+    dispatcher = LocalDispatcher()
+    rows, sent = dispatcher.dispatch(example.x, example.routing, example.count, example.factor)
+    assert sent.ends[-1] == rows.size(0)
+    parts = rows.split(torch.diff(sent.ends, prepend=torch.zeros(1, dtype=torch.int32)).tolist())
+    outputs = torch.cat([example.expert(index, part) for index, part in enumerate(parts)])
+    return dispatcher.combine(outputs, sent), sent.routing
 
 
-@given(routings())
-def test_experts_outputs_equal_a_loop_over_choices_and_tokens(routing: Routing) -> None:
-    torch.testing.assert_close(dispatched(routing), loop(routing)[0])
+@given(examples())
+def test_outputs_equal_a_loop_over_choices_and_tokens(example: Example) -> None:
+    output, served = loop(example)
+    ours, routing = dispatched(example)
+    torch.testing.assert_close(ours, output)
+    dropped = example.experts.numel() - sum(map(len, served))
+    assert float(routing.dropped) == pytest.approx(dropped / max(example.experts.numel(), 1))
 
 
-@given(routings())
-def test_gradients_equal_those_of_the_loop(routing: Routing) -> None:
-    probe = torch.arange(1.0, 1 + routing.x.numel(), dtype=torch.float64).view_as(routing.x)
+@given(examples())
+def test_gradients_equal_those_of_the_loop(example: Example) -> None:
+    probe = torch.arange(1.0, 1 + example.x.numel(), dtype=torch.float64).view_as(example.x)
     gradients = []
-    for output in (dispatched(routing), loop(routing)[0]):
+    for output in (dispatched(example)[0], loop(example)[0]):
         # Without any token, nothing leads back to the experts.
-        total = (output * probe).sum() + 0 * sum(leaf.sum() for leaf in routing.leaves())
-        gradients.append(torch.autograd.grad(total, routing.leaves()))
+        total = (output * probe).sum() + 0 * sum(leaf.sum() for leaf in example.leaves())
+        gradients.append(torch.autograd.grad(total, example.leaves()))
     torch.testing.assert_close(*gradients)
 
 
-@given(routings())
-def test_a_dispatch_lists_the_assignments_expert_by_expert_in_order_of_service(routing: Routing) -> None:
-    dispatch = make_dispatch(routing.experts, routing.weights, routing.count, routing.capacity)
-    served = loop(routing)[1]
-    assert dispatch.counts == [len(each) for each in served]
-    assert dispatch.token.tolist() == [token for each in served for _, token in each]
-    expected = [routing.weights[token, choice].item() for each in served for choice, token in each]
-    assert dispatch.weight.tolist() == expected
-    assert dispatch.dropped == routing.experts.numel() - len(expected)
+@given(examples())
+def test_sorted_assignments_are_a_permutation_expert_by_expert(example: Example) -> None:
+    found = sort_assignments(example.experts, example.count)
+    flat = example.experts.flatten()
+    assert sorted(found.order.tolist()) == list(range(flat.numel()))
+    assert flat[found.order].tolist() == sorted(flat.tolist())
+    assert found.order[found.place.flatten()].tolist() == list(range(flat.numel()))
+    counts = torch.bincount(flat, minlength=example.count)
+    assert found.ends.tolist() == counts.cumsum(0).tolist()
 
 
-@given(routings(dropless=True))
-def test_without_a_capacity_every_token_gets_all_its_k_experts(routing: Routing) -> None:
-    dispatch = make_dispatch(routing.experts, routing.weights, routing.count)
-    assert dispatch.dropped == 0
-    assert torch.bincount(dispatch.token, minlength=len(routing.x)).tolist() == [routing.experts.size(1)] * len(
-        routing.x
-    )
-
-
-@given(routings())
-def test_an_expert_runs_once_if_it_has_tokens_and_never_without(routing: Routing) -> None:
-    calls = dict.fromkeys(range(routing.count), 0)
-
-    def counting(index: int):
-        def expert(part: Tensor) -> Tensor:
-            calls[index] += 1
-            assert len(part) > 0
-            return part
-
-        return expert
-
-    dispatch = make_dispatch(routing.experts, routing.weights, routing.count, routing.capacity)
-    run_experts(routing.x, dispatch, {index: counting(index) for index in calls})
-    assert list(calls.values()) == [int(count > 0) for count in dispatch.counts]
+@given(examples())
+def test_dropless_every_token_gets_all_its_k_experts(example: Example) -> None:
+    found = sort_assignments(example.experts, example.count)
+    assert found.kept is None
+    k = example.experts.size(1)
+    assert torch.bincount(found.order // k, minlength=len(example.experts)).tolist() == [k] * len(example.experts)
 
 
 def test_first_choices_are_served_before_the_second_choices_of_earlier_tokens() -> None:
     experts = torch.tensor([[0, 1], [1, 0], [1, 0]])
-    dispatch = make_dispatch(experts, torch.ones(3, 2), num_experts=2, capacity=2)
-    assert dispatch.counts == [2, 2]
+    found = drop_beyond(sort_assignments(experts, 2), experts, torch.arange(3), capacity=2)
     # Expert 0 serves token 0's first choice, then token 1's second; expert 1 the first choices of tokens 1 and 2.
-    assert dispatch.token.tolist() == [0, 1, 1, 2]
-    assert dispatch.dropped == 2
+    assert found.kept.tolist() == [[True, False], [True, True], [True, False]]
+    assert found.ends.tolist() == [2, 4]
+
+
+def test_assignments_of_other_processes_are_served_before() -> None:
+    experts = torch.tensor([[0], [0], [1]])
+    ahead = torch.tensor([[1, 2]])
+    found = drop_beyond(sort_assignments(experts, 2), experts, torch.arange(3), capacity=2, ahead=ahead)
+    assert found.kept.flatten().tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +173,3 @@ def test_capacity_is_factor_k_tokens_by_experts_rounded_up(
     factor: float, tokens: int, experts: int, k: int, expected: int
 ) -> None:
     assert expert_capacity(factor, tokens, experts, k) == expected
-
-
-def test_rows_without_an_assignment_are_zero() -> None:
-    dispatch = make_dispatch(torch.tensor([[1], [0]]), torch.ones(2, 1), num_experts=2, capacity=0)
-    output = run_experts(torch.ones(2, WIDTH), dispatch, {0: torch.sin, 1: torch.cos})
-    assert output.tolist() == [[0.0] * WIDTH] * 2

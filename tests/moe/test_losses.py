@@ -10,16 +10,14 @@ from torch import Tensor
 
 from taskmoe_plugin.moe import (
     Gates,
-    RoutedBatch,
-    TokenBatch,
     balance_loss,
+    expert_load,
     experts_in_use,
     gate_entropy,
     top_k_gates,
     z_loss,
 )
-from taskmoe_plugin.moe.losses import expert_load
-from tests.helpers.moe import WIDTH, gates_of, make_router
+from tests.helpers.moe import WIDTH, Batch, RoutedMoE, gates_of, make_layer
 
 EVEN = torch.tensor([0.5, 0.5])
 
@@ -55,37 +53,38 @@ def test_the_gradient_of_the_balance_loss_lowers_the_fullest_expert_and_raises_t
     assert (logits.grad[:, 2] < 0).all()
 
 
-def collapsed(kind: str) -> tuple[torch.nn.Module, Tensor, RoutedBatch]:
-    """A router of which all units prefer the same two experts of four, and a batch of 12 rows of 5 tokens."""
-    torch.manual_seed(1)
-    router = make_router(kind, experts=4, top_k=2, tasks=12)
+def collapsed(kind: str) -> tuple[RoutedMoE, Tensor, Batch]:
+    """A layer of which all units prefer the same two experts of four, and a batch of 12 rows of 5 tokens."""
+    layer = make_layer(kind, experts=4, top_k=2, seed=1, tasks=12)
     rows, length = 12, 5
     x = 0.5 * torch.randn(length, rows, WIDTH) + torch.randn(rows, WIDTH)
     with torch.no_grad():
-        router.gate.weight[2:] = -router.gate.weight[:2]
-        x += 30 * (router.gate.weight[0] + router.gate.weight[1])
+        weight = layer.gates.weight[0] if kind == "task" else layer.moe.router.gate.weight
+        weight[2:] = -weight[:2]
+        x += 30 * (weight[0] + weight[1])
         if kind == "task":
-            router.head_start.zero_()
-            router.task_embedding += 3 * (router.gate.weight[0] + router.gate.weight[1])
-    tokens = TokenBatch.from_padding(torch.zeros(rows, length, dtype=torch.bool))
-    batch = RoutedBatch(tokens, torch.arange(rows), task_share=torch.full((rows,), 1 / rows))
-    return router, x.view(-1, WIDTH), batch
+            layer.gates.head_start.zero_()
+            layer.gates.embedding += 3 * (weight[0] + weight[1])
+    return layer, x, Batch(torch.zeros(rows, length, dtype=torch.bool), torch.arange(rows))
+
+
+def gate_parameters(layer: RoutedMoE) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, each) for name, each in layer.named_parameters() if ".experts." not in name]
 
 
 @pytest.mark.parametrize("kind", ["task", "sentence", "token"])
 def test_descending_the_balance_loss_alone_evens_the_load_of_a_collapsed_gate(kind: str) -> None:
-    router, x, batch = collapsed(kind)
-    optimizer = torch.optim.Adam(router.parameters(), lr=0.01)
+    layer, x, batch = collapsed(kind)
+    optimizer = torch.optim.Adam([each for _, each in gate_parameters(layer)], lr=0.01)
     losses, loads = [], []
     for _ in range(300):
-        gates = router.gates(x, batch)
-        share = router.share(batch, len(gates.probs))
-        loss = balance_loss(gates, share)
+        routing = layer.route(x, batch)
+        loss = balance_loss(routing.gates, routing.share)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        loads.append(expert_load(gates, share))
+        loads.append(expert_load(routing.gates, routing.share))
     assert loads[0].max() > 0.4
     assert losses[0] > 1.3
     assert losses[-1] < 1.1
@@ -95,12 +94,35 @@ def test_descending_the_balance_loss_alone_evens_the_load_of_a_collapsed_gate(ki
 
 @pytest.mark.parametrize("kind", ["task", "sentence", "token"])
 def test_the_balance_loss_reaches_every_parameter_of_the_gate(kind: str) -> None:
-    router, x, batch = collapsed(kind)
-    gates = router.gates(x, batch)
-    balance_loss(gates, router.share(batch, len(gates.probs))).backward()
-    for name, parameter in router.named_parameters():
+    layer, x, batch = collapsed(kind)
+    routing = layer.route(x, batch)
+    balance_loss(routing.gates, routing.share).backward()
+    for name, parameter in gate_parameters(layer):
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_load_that_is_known_of_more_than_these_units_takes_the_place_of_theirs() -> None:
+    gates, share = gates_of([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0.25, 0.25])
+    load = torch.tensor([0.3, 0.7])
+    mean = [0.25 * (0.9 + 0.2), 0.25 * (0.1 + 0.8)]
+    assert balance_loss(gates, share, load).item() == pytest.approx(2 * (0.3 * mean[0] + 0.7 * mean[1]))
+    assert experts_in_use(gates, share, torch.tensor([1.0, 0.0])).item() == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_and_their_gradients_are_finite_and_fp32_under_autocast(dtype: torch.dtype) -> None:
+    tokens = 65_536
+    logits = torch.zeros(tokens, 4, requires_grad=True)
+    share = torch.full((tokens,), 1 / tokens)
+    with torch.autocast("cpu", dtype=dtype):
+        gates = top_k_gates(logits, 2)
+        losses = [balance_loss(gates, share), z_loss(gates, share), gate_entropy(gates, share)]
+    assert all(each.dtype == torch.float32 for each in losses)
+    assert losses[0].item() == pytest.approx(1.0, abs=1e-3)
+    # A loss scale of fp16 training times the sample size that the criterion multiplies with.
+    (losses[0] * 2**7 * tokens).backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_the_z_loss_is_the_mean_squared_log_sum_exp() -> None:

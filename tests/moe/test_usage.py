@@ -24,10 +24,9 @@ def test_a_table_says_what_weight_each_task_gives_each_expert() -> None:
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_what_is_counted_of_a_task_router_is_its_table(kind: str, top_k: int) -> None:
     layer, batch = make_layer(kind, top_k=top_k), make_batch(PADDING)
-    assert batch.task is not None
-    with torch.no_grad(), counted_usage([layer], batch.task, TASKS) as [sums]:
+    with torch.no_grad(), counted_usage([layer.moe], batch.task, TASKS) as [sums]:
         layer(torch.randn(4, 3, WIDTH), batch)
-        table = layer.router.gates(torch.empty(0), batch)
+        (table,) = layer.gates().layers()
     counted, expected = Usage.of_counts(sums, top_k), Usage.of_table(table, torch.ones(TASKS))
     present = batch.task.unique()
     assert torch.allclose(counted.weight[present], expected.weight[present])
@@ -38,7 +37,7 @@ def test_what_is_counted_of_a_task_router_is_its_table(kind: str, top_k: int) ->
 def test_every_token_that_is_not_padding_counts_for_the_task_of_its_row(kind: str) -> None:
     layer, batch = make_layer(kind), make_batch(PADDING)
     task = torch.tensor([2, 0, 2])
-    with torch.no_grad(), counted_usage([layer], task, TASKS) as [sums]:
+    with torch.no_grad(), counted_usage([layer.moe], task, TASKS) as [sums]:
         _, record = layer(torch.randn(4, 3, WIDTH), batch)
     assert sums[..., 1].sum(dim=1).tolist() == [2 * 4, 0, 2 * (3 + 2)]
     assert torch.allclose(sums[..., 0].sum(dim=1), torch.tensor([4.0, 0.0, 5.0]))
@@ -51,9 +50,9 @@ def test_sums_over_batches_and_stops_counting_at_the_end() -> None:
     layer, batch, x = make_layer("token"), make_batch(PADDING), torch.randn(4, 3, WIDTH)
     task = torch.zeros(3, dtype=torch.int64)
     with torch.no_grad():
-        with counted_usage([layer], task, 1) as [once]:
+        with counted_usage([layer.moe], task, 1) as [once]:
             layer(x, batch)
-        with counted_usage([layer], task, 1) as [twice]:
+        with counted_usage([layer.moe], task, 1) as [twice]:
             layer(x, batch)
             layer(x, batch)
         layer(x, batch)

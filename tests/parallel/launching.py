@@ -39,18 +39,24 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
     return process.communicate(timeout=PATIENCE)[0].splitlines()
 
 
-def kill_worker(process: subprocess.Popen[str], rank: int) -> None:
-    """Kill one of the processes that a launched command has started."""
+def workers(process: subprocess.Popen[str]) -> dict[int, int]:
+    """The processes that a launched command has started: their ids by rank."""
+    found = {}
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             parent = re.search(r"^PPid:\s(\d+)$", (directory / "status").read_text(), re.MULTILINE)
             environment = (directory / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if parent and int(parent[1]) == process.pid and f"RANK={rank}".encode() in environment:
-            os.kill(int(directory.name), signal.SIGKILL)
-            return
-    raise AssertionError(f"there is no process {rank}")
+        if parent and int(parent[1]) == process.pid:
+            ranks = [int(each.removeprefix(b"RANK=")) for each in environment if each.startswith(b"RANK=")]
+            found.update(dict.fromkeys(ranks, int(directory.name)))
+    return found
+
+
+def kill_worker(process: subprocess.Popen[str], rank: int) -> None:
+    """Kill one of the processes that a launched command has started."""
+    os.kill(workers(process)[rank], signal.SIGKILL)
 
 
 def losses(lines: Sequence[str]) -> dict[int, float]:

@@ -13,6 +13,14 @@ Parts = tuple[tuple[tuple[Row, ...] | None, ...], ...]
 SGD = ("--optimizer", "sgd", "--lr", 0.1)
 ADAM = ("--optimizer", "adam", "--lr", 1e-3, "--adam-eps", 1e-3, "--weight-decay", 0.1)
 CLIPPED = (*SGD, "--clip-norm", 0.3)
+# It clips each update by its own norm, and a process knows the norm of its own experts alone; here nothing is clipped.
+# With the default epsilon it makes updates of mere rounding where a gradient is zero.
+ADAFACTOR = (
+    "--optimizer", "adafactor", "--lr", 1e-3, "--beta1", 0.9, "--clip-threshold", 1e9,
+    "--adafactor-eps", "(1e-8, 1e-3)",
+)  # fmt: skip
+# Where every process has all experts, each has the gates' losses of its own batch.
+NO_GATE_LOSS = (*SGD, "--moe-gate-loss-wt", 0, "--moe-z-loss-wt", 0)
 ROUTINGS = ("source", "target", "pair", "group", "sentence", "token")
 
 
@@ -25,6 +33,7 @@ class Scenario:
         model: flags of the model, as attributes.
         training: flags of fairseq-train.
         spread: whether experts are spread over the processes, or every process has all of them.
+        backend: how gradients are exchanged.
         double: compute in double precision, for which fairseq's trainer has no norm; otherwise train as it does.
     """
 
@@ -32,6 +41,7 @@ class Scenario:
     model: dict[str, Any]
     training: tuple[Any, ...] = SGD
     spread: bool = True
+    backend: str = "legacy_ddp"
     double: bool = False
 
 
@@ -66,15 +76,58 @@ def _by_routing() -> dict[str, Scenario]:
 
 TOKEN, TASK = _routed("token", "token"), _routed("source", "target")
 STATIC = {**TASK, "moe_task_gate": "static", "moe_top_k": 1}
+NOISE = {**TASK, "moe_router_jitter": 0.5, "moe_top_k": 1}
+NO_EXPERTS = {**TASK, "encoder_moe_freq": 0, "decoder_moe_freq": 0}
 # Updates on 1, 2, 4 and 1 processes, saved and loaded in between; and on one process all the time.
 RESHARDED = {
     "adam": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), STATIC, ADAM),
     "nag": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TOKEN, ("--optimizer", "nag", "--lr", 0.01)),
+    "adafactor": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TASK, ADAFACTOR),
+    "noise": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), NOISE, ADAM),
+    "no-experts": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), NO_EXPERTS, ADAM),
     "memory-efficient-bf16": Scenario(
         (EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TASK, (*ADAM, "--clip-norm", 0.3, "--memory-efficient-bf16")
     ),
 }
 STAGES = ((1, slice(0, 2)), (2, slice(2, 3)), (4, slice(3, 4)), (1, slice(4, 5)))
+
+# For fairseq's default too, PyTorch's own DDP, which insists on a gradient for every parameter in every update. A
+# process uses some experts and tasks only (STATIC), one task, or nothing; an update has two batches; a stack's only
+# layer is no MoE layer.
+BACKENDS = ("pytorch_ddp", "legacy_ddp")
+DDP = {
+    "replicated": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, ADAM, spread=False),
+    "replicated-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, NO_GATE_LOSS, spread=False),
+    "replicated-pair": Scenario(
+        (ONE_TASK, HALVES, FILLER), {**_routed("pair", "source"), "moe_freq": 1}, CLIPPED, spread=False
+    ),
+    "replicated-checkpointing": Scenario(
+        (ONE_TASK, HALVES),
+        {**_routed("sentence", "target"), "checkpoint_activations": True},
+        NO_GATE_LOSS,
+        spread=False,
+    ),
+    "replicated-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}, NO_GATE_LOSS, spread=False),
+    "spread": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, ADAM),
+    "spread-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, CLIPPED),
+    "spread-pair": Scenario((ONE_TASK, HALVES, FILLER), {**_routed("pair", "source"), "moe_freq": 1}, CLIPPED),
+    "spread-checkpointing": Scenario(
+        (ONE_TASK, HALVES, FILLER), {**_routed("sentence", "target"), "checkpoint_activations": True}
+    ),
+    "spread-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}),
+    "spread-dense-decoder": Scenario((FILLER, HALVES), {**TASK, "decoder_layers": 1}, CLIPPED),
+    "no-experts": Scenario((FILLER, HALVES), NO_EXPERTS, CLIPPED),
+    "no-experts-replicated": Scenario((FILLER, HALVES), NO_EXPERTS, spread=False),
+}
+# Processes have the same noise for tasks, whatever else they have drawn. Noise of their own tokens and sentences, and
+# dropout, are of a process, so that there is no single one to compare with.
+NOISY = {
+    "task": Scenario((EVEN, ONE_TASK, FILLER, HALVES), {**NOISE, "dropout": 0.1}),
+    "token": Scenario(
+        (EVEN, ONE_TASK, FILLER, HALVES), {**TOKEN, "moe_router_jitter": 0.5, "moe_capacity_factor": 1.0}
+    ),
+    "sentence": Scenario((EVEN, ONE_TASK, FILLER), {**_routed("sentence", "sentence"), "moe_router_jitter": 0.5}),
+}
 
 SCENARIOS = {
     **_by_routing(),
@@ -87,12 +140,16 @@ SCENARIOS = {
     "clipping-task": Scenario((EVEN, UNEVEN), _routed("pair", "target"), CLIPPED),
     "encoder-only": Scenario((EVEN,), {**TOKEN, "decoder_moe_freq": 0}),
     "decoder-only": Scenario((EVEN, FILLER), {**_routed("token", "sentence"), "encoder_moe_freq": 0}),
+    "noise": Scenario((EVEN, ONE_TASK), NOISE),
+    "noise-pair": Scenario((HALVES, FILLER), {**_routed("pair", "group"), "moe_router_jitter": 0.5}, CLIPPED),
     "sentence-average": Scenario((UNEVEN,), TOKEN, (*SGD, "--sentence-avg")),
-    "replicated": Scenario((EVEN, UNEVEN, FILLER), TOKEN, spread=False),
-    "replicated-sentence": Scenario((EVEN, UNEVEN, FILLER), _routed("sentence", "sentence"), spread=False),
+    "replicated": Scenario((EVEN, UNEVEN, FILLER), TOKEN, NO_GATE_LOSS, spread=False),
+    "replicated-sentence": Scenario(
+        (EVEN, UNEVEN, FILLER), _routed("sentence", "sentence"), NO_GATE_LOSS, spread=False
+    ),
     "replicated-pair": Scenario((EVEN, ONE_TASK, FILLER), _routed("pair", "pair"), spread=False),
     "replicated-group": Scenario((HALVES,), _routed("group", "group"), CLIPPED, spread=False),
-    "replicated-double": Scenario((EVEN, UNEVEN), _routed("pair", "token"), spread=False, double=True),
+    "replicated-double": Scenario((EVEN, UNEVEN), _routed("pair", "token"), NO_GATE_LOSS, spread=False, double=True),
     "replicated-task": Scenario((EVEN, UNEVEN), STATIC, ADAM, spread=False),
     "bf16": Scenario((EVEN, UNEVEN), TOKEN, (*CLIPPED, "--bf16")),
     "memory-efficient-bf16": Scenario((EVEN,), TOKEN, (*ADAM, "--memory-efficient-bf16")),

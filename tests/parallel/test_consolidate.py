@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from taskmoe_plugin.cli.main import main
-from taskmoe_plugin.parallel.saving import prepare_optimizer
+from taskmoe_plugin.subnet import consolidate as consolidation
 from tests.helpers.corpus import Corpus
 from tests.parallel import jobs
 from tests.parallel.processes import PATIENCE, finish, started
@@ -40,11 +41,11 @@ def test_the_file_is_what_one_process_would_have_saved(
     found = load(consolidate(corpus, name, stage, tmp_path / "one.pt"))
     # That process goes on from the checkpoint and saves at once.
     (tmp_path / "saved").mkdir()
-    trainer = make_trainer(corpus, RESHARDED[name], 1, 0, tmp_path / "saved")
-    trainer.get_model().directories = [stage_directory(corpus, name, stage)]
-    trainer.load_checkpoint(str(stage_directory(corpus, name, stage) / "checkpoint_last.pt"))
+    before = stage_directory(corpus, name, stage) / "checkpoint_last.pt"
+    trainer = make_trainer(corpus, RESHARDED[name], 1, 0, tmp_path / "saved", before)
+    trainer.load_checkpoint(str(before))
     # The optimizer's state becomes complete with the first batch.
-    prepare_optimizer(trainer.get_model(), trainer.optimizer, trainer.task.args)
+    trainer.task.spread_experts.attach(trainer.get_model(), trainer.optimizer, tmp_path / "saved")
     save_as_fairseq(trainer, stage + 1)
     expected = load(tmp_path / "saved" / "checkpoint_last.pt")
     for part in ("model", "last_optimizer_state"):
@@ -89,6 +90,52 @@ def test_a_file_is_replaced_only_if_asked(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_that_leads_nowhere_is_replaced_only_if_asked(
+    unbroken: Any, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "one.pt"
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SystemExit):
+        consolidate(corpus, "adam", 1, path)
+    assert capsys.readouterr().err == f"taskmoe: error: --output {path}: exists; give --force to replace it\n"
+    assert path.is_symlink()
+    consolidate(corpus, "adam", 1, path, "--force")
+    assert "model" in load(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_that_is_too_long_is_one_line(
+    unbroken: Any, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        consolidate(corpus, "adam", 1, tmp_path / ("x" * 5000))
+    assert exit.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "File name too long" in line
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_is_called_so_and_leaves_nothing(
+    unbroken: Any, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch, kind: signal.Signals
+) -> None:
+    # PyTorch reports whatever its file raises as trouble with writing.
+    def interrupted(file: Any, data: Any) -> int:
+        signal.raise_signal(kind)
+        return len(data)
+
+    monkeypatch.setattr(consolidation._Releasing, "write", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as exit:
+            consolidate(corpus, "adam", 1, tmp_path / "one.pt")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert exit.value.code == 1
+    assert "interrupted; what it was writing was not kept" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_consolidated_is_refused(
     unbroken: Any, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +148,7 @@ def test_what_cannot_be_consolidated_is_refused(
     for path, message in (
         (whole, f"{whole}: has no experts in other files"),
         (tmp_path / "none.pt", "none.pt: no such file"),
-        (broken, f"{broken}: truncated or corrupted"),
+        (broken, f"{broken}: truncated: its end is missing; copy it again"),
         (alone, f"{tmp_path}/experts/"),
     ):
         with pytest.raises(SystemExit) as exit:
@@ -129,4 +176,5 @@ def test_killed_while_writing_it_leaves_no_file_of_that_name(tmp_path: Path) -> 
         running[0].join(PATIENCE)
         assert running[0].exitcode == -signal.SIGKILL
     assert not (tmp_path / "one.pt").exists()
-    assert [name for name in os.listdir(tmp_path) if name.endswith(".tmp")] == [".one.pt.tmp"]
+    left = [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+    assert [re.sub(r"\w{8}\.tmp", "", name) for name in left] == [".one.pt."]

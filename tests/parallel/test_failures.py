@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def test_a_missing_broken_or_foreign_file_of_experts_is_named(
         assert message in printed
 
 
-@pytest.mark.parametrize("how", ["exits", "raises", "memory"])
+@pytest.mark.parametrize("how", ["exits", "raises", "memory", "validation memory"])
 def test_when_one_process_fails_the_others_stop_within_a_minute(corpus: Corpus, how: str) -> None:
     write_groups(corpus)
     with started(jobs.fail, 2, corpus.bin.parent, how) as running:
@@ -97,8 +98,28 @@ def test_when_one_process_fails_the_others_stop_within_a_minute(corpus: Corpus, 
         assert time.monotonic() - failed < MINUTE
         assert running[0].exitcode == 1
         assert running[1].exitcode == {"exits": 3}.get(how, 1)
-    error = (corpus.bin.parent / "failing" / how / "error-0").read_text()
-    assert error.startswith("RuntimeError")
+    errors = [(corpus.bin.parent / "failing" / how / f"error-{rank}").read_text() for rank in (0, 1)]
+    assert errors[0].startswith("RuntimeError")
+    if "memory" in how:
+        assert re.fullmatch(
+            r"TaskMoEError: --max-tokens\S* \d+: process 1 ran out of memory, and the others .*", errors[1]
+        )
+
+
+def test_when_one_process_cannot_write_its_experts_all_say_so(corpus: Corpus) -> None:
+    write_groups(corpus)
+    directory = corpus.bin.parent / "failing" / "disk"
+    with started(jobs.fail, 2, corpus.bin.parent, "disk") as running:
+        for process in running:
+            process.join(MINUTE)
+            assert process.exitcode == 1
+    for rank, reason in enumerate(("by another process", "File too large")):
+        error = (directory / f"error-{rank}").read_text()
+        assert re.fullmatch(
+            rf"TaskMoEError: {directory}/experts/\w+-{rank}of2.pt: cannot be written \({reason}\); earlier checkpoints "
+            "are complete", error,
+        )  # fmt: skip
+    assert not list(directory.glob("*.pt"))
 
 
 def test_nan_on_one_process_stops_all_as_it_stops_one_and_leaves_no_usable_checkpoint(

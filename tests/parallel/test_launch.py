@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from taskmoe_plugin.cli import launch
 from taskmoe_plugin.cli.main import main
+from taskmoe_plugin.files.locking import lock_directory
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import train
 from tests.parallel import launching
@@ -41,6 +43,30 @@ def test_two_launched_processes_train_as_one_does(corpus: Corpus, launched: Laun
     expected = {int(each["num_updates"]): float(each["loss"]) for each in alone.stats("train_inner")}
     found = {**launching.losses(launched.broken.lines), **launching.losses(launched.resumed.lines)}
     assert found == pytest.approx(expected, abs=0.003)
+
+
+def test_a_second_training_is_refused_while_one_runs_and_no_process_outlives_the_launcher(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with launching.start(corpus, tmp_path, *launching.FLAGS, "--max-update", 100_000) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if launching.losses([line]))
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
+        with pytest.raises(SystemExit) as exit:
+            train(corpus, tmp_path, *launching.FLAGS)
+        assert exit.value.code == 1
+        assert f"--save-dir {tmp_path}: another training is writing to it" in capsys.readouterr().err
+        assert before.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}.items()
+        running = launching.workers(process)
+        assert running.keys() == {0, 1}
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}").exists() for pid in running.values()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not [pid for pid in running.values() if Path(f"/proc/{pid}").exists()]
+    # The lock has gone with them.
+    lock_directory(tmp_path, "--save-dir").close()
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from taskmoe_plugin.parallel.shards import is_stacked
 from tests.helpers.corpus import Corpus
 from tests.parallel.scenarios import RESHARDED, STAGES
-from tests.parallel.test_same_training import assert_near
+from tests.parallel.test_same_training import assert_near, whole
 from tests.parallel.training import stage_directory
 
-WITHIN = {"memory-efficient-bf16": 0.03}
+# With Adafactor, biases are near only: of those of its own experts alone, a process knows the mean over experts.
+WITHIN = {"memory-efficient-bf16": 0.03, "adafactor": 2e-4}
 
 
 def results(corpus: Corpus, name: str, stage: int) -> list[list[dict[str, Any]]]:
@@ -27,9 +29,7 @@ def test_1_2_4_and_1_processes_train_on_as_the_unbroken_run(
 ) -> None:
     found = results(corpus, name, stage)
     for update, expected in enumerate(unbroken[name][STAGES[stage][1]]):
-        weights: dict[str, Any] = {}
-        for process in found:
-            weights.update(process[update]["weights"])
+        weights = whole([process[update]["weights"] for process in found], spread=len(found) > 1)
         assert_near(weights, expected["weights"], WITHIN.get(name, 1e-5))
 
 
@@ -39,7 +39,7 @@ def test_a_process_alone_saves_a_checkpoint_in_one_file(unbroken: Any, corpus: C
         directory = stage_directory(corpus, name, stage)
         assert not (directory / "experts").exists()
         model = torch.load(directory / "checkpoint_last.pt", weights_only=True)["model"]
-        assert "decoder.layers.1.moe.experts.3.fc2.bias" in model
+        assert [model[each].size(0) for each in model if is_stacked(each)] == ([] if name == "no-experts" else [4] * 8)
         assert "expert_shards" not in model
 
 
@@ -47,17 +47,14 @@ def test_a_process_alone_saves_a_checkpoint_in_one_file(unbroken: Any, corpus: C
 def test_each_process_saves_its_experts_and_the_first_all_else(unbroken: Any, corpus: Corpus, stage: int) -> None:
     directory, processes = stage_directory(corpus, "adam", stage), STAGES[stage][0]
     state = torch.load(directory / "checkpoint_last.pt", weights_only=True)
-    whole = torch.load(stage_directory(corpus, "adam", 0) / "checkpoint_last.pt", weights_only=True)
+    alone = torch.load(stage_directory(corpus, "adam", 0) / "checkpoint_last.pt", weights_only=True)
     files = state["model"].pop("expert_shards")["files"]
     assert len(files) == processes
     shards = [torch.load(directory / file, weights_only=True) for file in files]
-    names = [name for part in (state, *shards) for name in part["model"]]
-    assert sorted(names) == sorted(whole["model"])
-    for rank, shard in enumerate(shards):
-        experts = {name.split(".experts.")[1].split(".")[0] for name in shard["model"]}
-        assert len(experts) == 4 // processes
-        assert min(map(int, experts)) == rank * 4 // processes
+    for shard in shards:
+        assert sorted([*state["model"], *shard["model"]]) == sorted(alone["model"])
+        assert {each.size(0) for each in shard["model"].values()} == {4 // processes}
         assert shard["optimizer"].keys() == shard["model"].keys()
         assert all(each["exp_avg"].abs().sum() >= 0 for each in shard["optimizer"].values())
-    states = len(state["last_optimizer_state"]["state"]) + sum(len(shard["optimizer"]) for shard in shards)
-    assert states == len(whole["last_optimizer_state"]["state"])
+    states = len(state["last_optimizer_state"]["state"]) + len(shards[0]["optimizer"])
+    assert states == len(alone["last_optimizer_state"]["state"])

@@ -35,7 +35,7 @@ COMMON = (
     "--criterion", "taskmoe_label_smoothed_cross_entropy", "--moe-gate-loss-wt", 0.05,
     "--moe-task-gate-loss-wt", 0.05, "--moe-z-loss-wt", 0.01,
     "--label-smoothing", 0.1,
-    "--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo",
+    "--distributed-backend", "gloo",
 )  # fmt: skip
 
 
@@ -71,13 +71,28 @@ def configuration(corpus: Corpus, processes: int, rank: int, *flags: Any) -> Any
 
 
 def make_trainer(
-    corpus: Corpus, scenario: Scenario, processes: int, rank: int, save_dir: Path | None = None
+    corpus: Corpus,
+    scenario: Scenario,
+    processes: int,
+    rank: int,
+    save_dir: Path | None = None,
+    restore_file: Path | None = None,
 ) -> Trainer:
     """A trainer of the scenario's model, with the initial weights that every number of processes gives it."""
     cfg = deepcopy(configuration(corpus, processes, rank, *scenario.training))
     directory = str(save_dir or corpus.bin.parent / "unused")
-    flags = {**scenario.model, "moe_expert_parallel": scenario.spread, "save_dir": directory}
+    # A directory is one training's alone; those that save nothing need none.
+    flags = {
+        **scenario.model,
+        "moe_expert_parallel": scenario.spread,
+        "save_dir": directory,
+        "no_save": save_dir is None,
+        "ddp_backend": scenario.backend,
+    }
+    if restore_file is not None:
+        flags["restore_file"] = str(restore_file)
     cfg.checkpoint.save_dir = directory
+    cfg.distributed_training.ddp_backend = scenario.backend
     with flag_override(cfg, "allow_objects", True):
         cfg.model, cfg.task = (Namespace(**{**vars(part), **flags}) for part in (cfg.model, cfg.task))
     utils.set_torch_seed(cfg.common.seed)
@@ -143,18 +158,14 @@ def step_in_double(trainer: Trainer, batches: list[tuple[dict[str, Any], bool]])
 
 
 def tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Gradients and weights by name, without those of experts that other processes hold."""
-    held = {name: each for name, each in trainer.get_model().named_parameters() if _is_held(name, each, trainer)}
+    """Gradients and weights by name, of stacked experts the slices that this process holds."""
+    held = dict(trainer.get_model().named_parameters())
     # Half precision has its gradients and weights in single precision in the optimizer.
     copies = dict(zip(trainer.get_model().parameters(), trainer.optimizer.params))
     return {
         "gradients": {name: copies[each].grad.detach().clone() for name, each in held.items()},
         "weights": {name: each.detach().clone() for name, each in held.items()},
     }
-
-
-def _is_held(name: str, parameter: Tensor, trainer: Trainer) -> bool:
-    return ".experts." not in name or parameter.numel() > 1
 
 
 def save_as_fairseq(trainer: Trainer, epoch: int) -> None:
@@ -174,10 +185,10 @@ def run_stage(corpus: Corpus, stage: int, rank: int) -> None:
     for name, scenario in RESHARDED.items():
         source, target = (stage_directory(corpus, name, each) for each in (stage - 1, stage))
         target.mkdir(parents=True, exist_ok=True)
-        trainer = make_trainer(corpus, scenario, processes, rank, target)
+        before = source / "checkpoint_last.pt"
+        trainer = make_trainer(corpus, scenario, processes, rank, target, before if stage > 0 else None)
         if stage > 0:
-            trainer.get_model().directories = [source]
-            trainer.load_checkpoint(str(source / "checkpoint_last.pt"))
+            trainer.load_checkpoint(str(before))
         result = run_updates(trainer, spread_over(scenario.updates[updates], processes), processes, rank)
         torch.save(result, target / f"result-{rank}")
         save_as_fairseq(trainer, stage + 1)

@@ -45,7 +45,7 @@ def test_experts_and_weights_of_tasks_are_those_of_the_model(
         assert usage.tasks == stack.tasks.table.names
         assert list(usage.layers) == [1]
         with torch.no_grad():
-            gates: Gates = stack.layers[1].moe.router.table()
+            gates: Gates = stack.tasks.gates().layers()[0]
         for row in range(len(usage.tasks)):
             found = {expert: float(usage.layers[1].weight[row, expert]) for expert in gates.experts[row].tolist()}
             assert list(found.values()) == gates.weights[row].tolist()
@@ -58,7 +58,7 @@ def test_token_statistics_are_those_of_validation_batches(corpus: Corpus, by_tok
     task = make_task(corpus)
     model = load(by_token, task)
     for usage in report.stacks:
-        layers = getattr(model, usage.stack).moe_state.layers
+        layers = getattr(model, usage.stack).moe_layers
         total = torch.zeros(len(PAIRS), usage.config.experts, 2)
         for sample in batches(task, "valid"):
             with torch.no_grad(), counted_usage(layers, task.pair_index(sample), len(PAIRS)) as [sums]:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,17 +89,20 @@ def stock_generate_flags(data: Path, path: Any, pair: str, *flags: Any) -> list[
     return [str(each) for each in (*common, *fixed, *flags)]
 
 
-def stock_fairseq(commands: Sequence[tuple[str, list[str]]]) -> list[Hypotheses]:
+def stock_fairseq(commands: Sequence[tuple[str, list[str]]], trusted: bool = False) -> list[Hypotheses]:
     """Run several of fairseq's commands in one process that does not have the plugin.
 
     Args:
         commands: the tools and their arguments.
+        trusted: whether to load unsafely, as stock fairseq needs it for the checkpoints that it has written itself.
 
     Returns:
         The hypotheses that each printed: score and text by sentence number.
     """
-    environment = {**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
+    if trusted:
+        environment["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
     result = subprocess.run(
         [sys.executable, "-I", "-W", "ignore", str(STOCK)], input=json.dumps(commands), capture_output=True, text=True,
         env=environment, cwd="/", check=False,
@@ -115,10 +117,3 @@ def assert_equal(found: Hypotheses, expected: Hypotheses) -> None:
     assert {number: text for number, (_, text) in found.items()} == {n: text for n, (_, text) in expected.items()}
     gap = max(abs(found[number][0] - score) for number, (score, _) in expected.items())
     assert gap <= TOLERANCE, gap
-
-
-def namespace_of(state: Any) -> Namespace:
-    """The model arguments in a checkpoint."""
-    args = state["cfg"]["model"]
-    assert type(args) is Namespace
-    return args

@@ -14,10 +14,9 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
-
 from taskmoe_plugin.subnet.decoders import FairseqDecoder, build_model, build_task
 from taskmoe_plugin.subnet.extract import Options, extract
+from taskmoe_plugin.subnet.fairseq_format import read_model
 from tests.subnet.measure_extraction import write_checkpoint
 
 FORMS = {"padded": True, "unpadded": False}
@@ -61,10 +60,9 @@ def main() -> None:
 
 def open_subnet(directory: Path) -> FairseqDecoder:
     """The subnet in a directory."""
-    state = torch.load(directory / "model.pt", map_location="cpu", weights_only=True)
-    model_args = state["cfg"]["model"]
-    task = build_task(state["cfg"]["task"], model_args.arch, directory, "en-de")
-    return FairseqDecoder(task, build_model(model_args, task, state["model"]))
+    model_args, task_args, weights = read_model(directory / "model.pt")
+    task = build_task(task_args, model_args.arch, directory, "en-de")
+    return FairseqDecoder(task, build_model(model_args, task, weights))
 
 
 if __name__ == "__main__":

@@ -194,9 +194,9 @@ def test_the_model_is_never_in_memory_as_a_whole(
     def counting(*args: Any) -> Any:
         read = weights.reader(*args)
 
-        def count(name: str) -> Tensor:
+        def count(name: str, expert: int | None = None) -> Tensor:
             nonlocal most, total
-            tensor = read(name)
+            tensor = read(name, expert)
             alive.append(weakref.ref(tensor))
             most = max(most, sum(each.nbytes for ref in alive if (each := ref()) is not None))
             total += tensor.nbytes

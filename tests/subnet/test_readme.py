@@ -37,7 +37,7 @@ def test_a_client_runs_as_it_is_printed(
     numbers: Corpus, learned_numbers: Path, tmp_path: Path, path: str, first: str, format: str, directory: str,
     blocked: tuple[str, ...],
 ) -> None:  # fmt: skip
-    environment = {**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "PYTHONPATH": ""}
+    environment = {**os.environ, "PYTHONPATH": ""}
     if format == "huggingface":
         require("transformers")
         environment["PYTHONPATH"] = str(PEERS)

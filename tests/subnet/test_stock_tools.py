@@ -15,7 +15,7 @@ from tests.helpers.corpus import Corpus
 from tests.helpers.training import generate
 from tests.subnet.helpers import UNSHARED, assert_equal, extract, load, stock_fairseq, write_model
 
-ENVIRONMENT = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
 def run_stock(script: str, question: Any) -> Any:

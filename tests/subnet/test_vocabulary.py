@@ -12,6 +12,7 @@ from fairseq.data import Dictionary
 from fairseq.data.multilingual.multilingual_utils import augment_dictionary
 
 from taskmoe_plugin.subnet.decoders import FairseqDecoder, build_model, build_task
+from taskmoe_plugin.subnet.fairseq_format import read_model
 from taskmoe_plugin.subnet.vocabulary import Vocabulary
 from tests.helpers.commands import run
 from tests.helpers.corpus import LANGS, STEMS, Corpus, sentence
@@ -71,7 +72,7 @@ def symbols(directory: Path, lang: str) -> list[str]:
 def test_only_pieces_of_the_pair_are_left(corpus: Corpus, models: tuple[Path, Path, Path]) -> None:
     _, whole, trimmed = models
     words = {lang: {sentence([stem], lang) for stem in STEMS} for lang in LANGS}
-    shared = load(trimmed / "model.pt")["cfg"]["model"].share_all_embeddings
+    shared = load(trimmed / "model.pt")["cfg"]["model"]["share_all_embeddings"]
     for lang in ("en", "de"):
         expected = words["en"] | words["de"] if shared else words[lang]
         # Words that happen not to occur in the training data may lack.
@@ -91,10 +92,9 @@ def test_scores_before_the_softmax_are_the_same_numbers(corpus: Corpus, models: 
     logits = []
     kept = symbols(trimmed, "de")
     for directory in (whole, trimmed):
-        state = load(directory / "model.pt")
-        args = state["cfg"]["model"]
-        task = build_task(state["cfg"]["task"], args.arch, directory, "en-de")
-        model = build_model(args, task, state["model"])
+        args, task_args, weights = read_model(directory / "model.pt")
+        task = build_task(task_args, args.arch, directory, "en-de")
+        model = build_model(args, task, weights)
         source, target = (corpus.lines("test", "en", "de", lang)[0].split() for lang in ("en", "de"))
         decoder = FairseqDecoder(task, model)
         [(_, sample)] = decoder._batches([source])

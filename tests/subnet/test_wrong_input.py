@@ -87,15 +87,15 @@ def adapters(path: Path, target: Path) -> Path:
 
 
 def lacks_an_expert(path: Path, target: Path) -> Path:
-    def drop(state: Any) -> None:
-        for index in range(4):
-            del state["model"][f"decoder.layers.1.moe.experts.{index}.fc2.weight"]
-
-    return rewrite(path, target, drop)
+    return rewrite(path, target, lambda state: state["model"].pop("decoder.layers.1.moe.experts.fc2_weight"))
 
 
-def lacks_a_router(path: Path, target: Path) -> Path:
-    return rewrite(path, target, lambda state: state["model"].pop("encoder.layers.1.moe.router.gate.weight"))
+def lacks_gates(path: Path, target: Path) -> Path:
+    return rewrite(path, target, lambda state: state["model"].pop("encoder.tasks.gates.weight"))
+
+
+def older_format(path: Path, target: Path) -> Path:
+    return rewrite(path, target, lambda state: vars(state["cfg"]["model"]).pop("taskmoe_format"))
 
 
 def other_architecture(path: Path, target: Path) -> Path:
@@ -116,7 +116,8 @@ def other_architecture(path: Path, target: Path) -> Path:
         (text, "no PyTorch checkpoint"),
         (adapters, "has tensors that no Transformer has (encoder.layers.0.adapter.fc1.weight); adapters"),
         (lacks_an_expert, "the tensor decoder.layers.1.moe.experts."),
-        (lacks_a_router, "the tensor encoder.layers.1.moe.router.gate.weight is missing"),
+        (lacks_gates, "the tensor encoder.tasks.gates.weight is missing"),
+        (older_format, "has format 1, of an older version of taskmoe_plugin, and this one reads format 2"),
         (other_architecture, "a checkpoint of architecture someone_elses_moe, not taskmoe_transformer"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -186,7 +187,7 @@ def shortened(corpus: Corpus, data: Path) -> str:
 def malformed(corpus: Corpus, data: Path) -> str:
     path = data / "dict.en.txt"
     path.write_text("a word without a count\n")
-    return f"{path}: no fairseq dictionary"
+    return f"{path}: line 1 is not 'piece count': 'a word without a count'"
 
 
 def not_utf8(corpus: Corpus, data: Path) -> str:
@@ -196,7 +197,7 @@ def not_utf8(corpus: Corpus, data: Path) -> str:
 
 
 def missing(corpus: Corpus, data: Path) -> str:
-    return f"{data / 'dict.en.txt'}: no such file; give the DATA_BIN that the model was trained on"
+    return f"{data / 'dict.en.txt'}: no such file; give the DATA_BIN that fairseq-preprocess wrote"
 
 
 @pytest.mark.parametrize("spoil", [shortened, malformed, not_utf8, missing], ids=lambda each: each.__name__)

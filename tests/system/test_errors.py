@@ -28,7 +28,7 @@ TRAINING = [
     (("--encoder-moe-routing", "language"), "argument --encoder-moe-routing: invalid choice: 'language'"),
     (("--moe-expert-count", 0), "--moe-expert-count 0: give at least 1"),
     (("--moe-capacity-factor", 1.0), "--moe-capacity-factor 1: only token routing has a capacity"),
-    (("--checkpoint-activations",), "--checkpoint-activations: not supported"),
+    (("--offload-activations",), "--offload-activations: not supported"),
     (("--encoder-moe-routing", "group"), "--moe-task-groups: group routing needs this file"),
     (
         ("--encoder-moe-routing", "group", "--moe-task-groups", "nowhere.tsv"),
@@ -38,6 +38,23 @@ TRAINING = [
     (("--lang-pairs", "en-de,en-cs"), "en-cs contains languages that are not in the language dictionary"),
     (("--lang-pairs", "en-de,fr-de,en-en"), "no valid data for en-en"),
     (("--eval-bleu", "--eval-bleu-args", "beam=4"), "--eval-bleu-args beam=4: not JSON"),
+    (("--eval-bleu", "--eval-bleu-args", '{"lenpen": NaN}'), "NaN is no number"),
+    (("--eval-bleu", "--eval-bleu-detok", "mosse"), "--eval-bleu-detok mosse: no such detokenizer; give one of moses,"),
+    (("--moe-gate-loss-wt", "nan"), "--moe-gate-loss-wt nan: give a finite number"),
+    (("--moe-task-gate-loss-wt", "inf"), "--moe-task-gate-loss-wt inf: give a finite number"),
+    (("--moe-z-loss-wt=-inf",), "--moe-z-loss-wt -inf: give a finite number"),
+    (("--label-smoothing", "nan"), "--label-smoothing nan: give a finite number"),
+    (("--encoder-moe-routing", "token", "--moe-capacity-factor", "inf"), "--moe-capacity-factor inf: give a finite"),
+    (("--encoder-moe-routing", "token", "--moe-eval-capacity-factor", "nan"), "--moe-eval-capacity-factor nan: give"),
+    (("--moe-router-jitter", "nan"), "--moe-router-jitter nan: give a finite number"),
+    (("--moe-expert-dropout", 1.5), "--moe-expert-dropout 1.5: give a value from 0 up to 1"),
+    (("--moe-expert-dropout", -0.5), "--moe-expert-dropout -0.5: give a value from 0 up to 1"),
+    (("--langs", "en,de,en"), "--langs en,de,en: has en more than once"),
+    (("--langs", "en,de,pt-BR"), "--langs pt-BR: a language code cannot contain a hyphen"),
+    (("--lang-pairs", "en"), "--lang-pairs en: is no pair of languages; write it as in en-de,de-en"),
+    (("--lang-pairs", "en-de,en_fr"), "--lang-pairs en_fr: is no pair of languages"),
+    (("--lang-pairs", "en-de,en-pt-BR"), "--lang-pairs en-pt-BR: a language code cannot contain a hyphen"),
+    (("--restore-file", "nowhere.pt"), "--restore-file nowhere.pt: no such file; give a checkpoint"),
 ]
 
 
@@ -65,6 +82,21 @@ def test_a_pair_without_a_group_is_named(corpus: Corpus, tmp_path: Path, capsys)
     path.write_text("en-de\tone\nde-en\tone\nen-fr\ttwo\nde-fr\ttwo\n")
     flags = ("--decoder-moe-routing", "group", "--moe-task-groups", path)
     assert f"{path}: no group for fr-en" in error_of(capsys, train, corpus, tmp_path, *flags)
+
+
+def test_a_pair_in_two_groups_is_refused(corpus: Corpus, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "groups.tsv"
+    path.write_text(
+        "".join(f"{pair}\tone\n" for pair in ("en-de", "de-en", "en-fr", "fr-en", "de-fr")) + "en-de\ttwo\n"
+    )
+    flags = ("--decoder-moe-routing", "group", "--moe-task-groups", path)
+    message = error_of(capsys, train, corpus, tmp_path, *flags)
+    assert f"--moe-task-groups {path}: line 6 puts en-de into two, an earlier one into one" in message
+
+
+def test_a_mistyped_checkpoint_trains_nothing(corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys) -> None:
+    error_of(capsys, train, corpus, tmp_path / "wrong", "--restore-file", f"{checkpoint}x")
+    assert not list((tmp_path / "wrong").glob("*.pt"))
 
 
 def test_an_unseen_pair_is_refused_under_pair_routing_and_the_known_ones_are_named(
@@ -105,7 +137,8 @@ def test_a_model_to_finetune_that_is_missing_is_named(corpus: Corpus, tmp_path: 
 @pytest.mark.parametrize("langs", ["de,en,fr", "en,de,fr,cs", "en,de"])
 def test_other_languages_than_the_checkpoints_are_refused(corpus, checkpoint, capsys, tool: str, langs: str) -> None:
     flags = generate_flags(corpus, checkpoint, "en-de", "--langs", langs, "--lang-pairs", "en-de")
-    assert f"--langs {langs}: the checkpoint was trained with --langs en,de,fr" in error_of(capsys, run, tool, *flags)
+    expected = f"--langs {langs}: {checkpoint} was trained with --langs en,de,fr; leave it out"
+    assert expected in error_of(capsys, run, tool, *flags)
 
 
 def test_languages_from_another_directory_of_data_are_named(corpus: Corpus, checkpoint: Path, capsys, tmp_path) -> None:
@@ -118,3 +151,17 @@ def test_the_groups_file_is_not_needed_to_translate(corpus: Corpus, checkpoints:
     (path.parent / "groups.tsv").unlink(missing_ok=True)
     assert len(generate(corpus, path, "en-de").hypotheses) == 21
     assert "moe_task_groups" in vars(torch.load(path, weights_only=True)["cfg"]["model"])
+
+
+@pytest.mark.parametrize("flag", ["--restore-file", "--finetune-from-model"])
+def test_training_does_not_go_on_from_a_checkpoint_of_another_format(
+    corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys, flag: str
+) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    del state["cfg"]["model"].taskmoe_format
+    path = tmp_path / "older.pt"
+    torch.save(state, path)
+    with pytest.raises(SystemExit) as stopped:
+        train(corpus, tmp_path / "new", flag, path)
+    assert stopped.value.code == 1
+    assert "the checkpoint that training goes on from: has format 1, of an older version" in capsys.readouterr().err

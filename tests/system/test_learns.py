@@ -57,7 +57,9 @@ def with_other_tasks(path: Path, output: Path) -> Path:
     """A copy of a checkpoint in which every task has the gate of the next one."""
     saved = torch.load(path, weights_only=True)
     for name, value in saved["model"].items():
-        if name.endswith(("router.task_embedding", "router.head_start")):
+        if name.endswith("tasks.gates.embedding"):
+            saved["model"][name] = value.roll(1, dims=1)
+        elif name.endswith("tasks.gates.head_start"):
             saved["model"][name] = value.roll(1, dims=0)
     torch.save(saved, output)
     return output

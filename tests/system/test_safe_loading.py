@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import os
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,9 +12,7 @@ import pytest
 import torch
 
 from tests.helpers.corpus import Corpus
-from tests.helpers.training import generate, train
-
-SAFE_BY_DEFAULT = inspect.signature(torch.load).parameters["weights_only"].default is not False
+from tests.helpers.training import generate, generate_flags, train
 
 
 class Foreign:
@@ -39,10 +39,22 @@ def test_a_checkpoint_that_wants_more_is_refused(corpus: Corpus, checkpoint: Pat
     saved["extra_state"]["foreign"] = Foreign(tmp_path / "trace")
     path = tmp_path / "foreign.pt"
     torch.save(saved, path)
-    if not SAFE_BY_DEFAULT:
-        pytest.skip("fairseq loads as PyTorch does by default, and before 2.6 that is not safe")
     with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         generate(corpus, path, "en-de")
     assert not (tmp_path / "trace").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "trace").exists()
+
+
+def test_no_variable_turns_safe_loading_off(corpus: Corpus, checkpoint: Path, tmp_path: Path) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["extra_state"]["foreign"] = Foreign(tmp_path / "trace")
+    path = tmp_path / "foreign.pt"
+    torch.save(saved, path)
+    script = "import sys; from fairseq_cli.generate import cli_main; sys.argv[0] = 'fairseq-generate'; cli_main()"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *generate_flags(corpus, path, "en-de")],
+        env={**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert not (tmp_path / "trace").exists()

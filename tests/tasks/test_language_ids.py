@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from fairseq import tasks
+from fairseq.data import FairseqDataset, data_utils
 from torch.utils.data import DataLoader
 
-from taskmoe_plugin.tasks.language_ids import complete_language_ids
+from taskmoe_plugin.tasks.language_ids import LanguageIdDataset, complete_language_ids
 from tests.helpers.corpus import LANGS, Corpus
+from tests.helpers.models import dictionary
 from tests.helpers.tasks import batches, language, make_args, make_task, words
 
 IDS = {lang: index for index, lang in enumerate(LANGS, 1)}
@@ -137,3 +139,27 @@ def test_a_batch_without_ids_gets_those_of_the_pair_that_is_translated() -> None
     assert complete_language_ids(sample) == sample
     already = {"net_input": {"src_tokens": tokens, "src_lang_id": tokens[:, 0], "tgt_lang_id": tokens[:, 0]}}
     assert complete_language_ids(already, (2, 3)) is already
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_symbols_of_the_text_are_no_padding(left: bool) -> None:
+    pad, eos = dictionary().pad(), dictionary().eos()
+    targets = [[5, pad, 6, eos], [pad, pad, eos], [7, pad, eos], [8, eos]]
+
+    class Pairs(FairseqDataset):
+        def collater(self, samples: list[dict[str, Any]], **kwargs: Any) -> dict[str, Any]:
+            # As fairseq's, which sorts the rows.
+            order = torch.tensor([3, 1, 0, 2])
+            symbols = data_utils.collate_tokens([sample["target"] for sample in samples], pad, left_pad=left)[order]
+            return {"id": order, "net_input": {"prev_output_tokens": symbols}, "target": symbols}
+
+    dataset = LanguageIdDataset(Pairs(), 1, 2, pad, left)
+    samples = [
+        {"id": row, "target": torch.tensor(target), "src_lang_id": 1, "tgt_lang_id": 2}
+        for row, target in enumerate(targets)
+    ]
+    padding = dataset.collater(samples)["net_input"]["target_padding"]
+    assert (~padding).sum(dim=1).tolist() == [2, 3, 4, 3]
+    assert padding[0].tolist() == ([True, True, False, False] if left else [False, False, True, True])
+    ordinary = dataset.collater([{**sample, "target": torch.tensor([5, 6, eos])} for sample in samples])
+    assert "target_padding" not in ordinary["net_input"]

@@ -1,19 +1,23 @@
-"""BLEU of a validation is sacrebleu's over the same sentences, for each direction."""
+"""BLEU and chrF of a validation are sacrebleu's over the same sentences, for each direction."""
 
 from __future__ import annotations
 
 import random
+from argparse import ArgumentParser
 from typing import Any
 
 import pytest
 import torch
+from fairseq import tasks
+from fairseq.data import Dictionary
 from fairseq.logging import metrics
-from sacrebleu import corpus_bleu
+from sacrebleu import corpus_bleu, corpus_chrf
+from sacrebleu.tokenizers import tokenizer_ja_mecab
 
-from taskmoe_plugin.errors import one_line_errors
-from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, log_bleu
+from taskmoe_plugin.errors import UsageError, one_line_errors
+from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu
 from tests.helpers.corpus import PAIRS, Corpus
-from tests.helpers.tasks import batches, make_task, words
+from tests.helpers.tasks import batches, make_args, make_task, words
 
 
 def altered(tokens: list[int], rng: random.Random, unknown: int) -> list[int]:
@@ -60,9 +64,9 @@ def validate(task: Any) -> tuple[dict[str, float], Translations]:
     return logged.get_smoothed_values(), translations
 
 
-def test_bleu_of_every_direction_is_that_of_sacrebleu_on_the_whole_validation_set(corpus: Corpus) -> None:
+def test_scores_of_every_direction_are_those_of_sacrebleu_on_the_whole_validation_set(corpus: Corpus) -> None:
     logged, translations = validate(make_task(corpus, "--eval-bleu"))
-    expected = {}
+    expected, chrf = {}, {}
     for pair, said in translations.said.items():
         hypotheses, references = zip(*said)
         source, target = pair.split("-")
@@ -70,13 +74,78 @@ def test_bleu_of_every_direction_is_that_of_sacrebleu_on_the_whole_validation_se
         expected[pair] = corpus_bleu(hypotheses, [references]).score
         assert 5 < expected[pair] < 95
         assert logged[f"{pair}_bleu"] == pytest.approx(expected[pair], abs=0.006)
+        chrf[pair] = corpus_chrf(hypotheses, [references]).score
+        assert 5 < chrf[pair] < 99
+        assert logged[f"{pair}_chrf"] == pytest.approx(chrf[pair], abs=0.006)
     assert logged["bleu"] == pytest.approx(sum(expected.values()) / len(PAIRS), abs=0.01)
+    assert logged["chrf"] == pytest.approx(sum(chrf.values()) / len(PAIRS), abs=0.01)
 
 
 @pytest.mark.parametrize(("flags", "words_counted"), [((), 6), (("--eval-tokenized-bleu",), 4)])
 def test_tokenized_bleu_does_not_tokenize_again(corpus: Corpus, flags: tuple, words_counted: int) -> None:
     scorer = ValidationBleu(make_task(corpus, "--eval-bleu", *flags), None, len(PAIRS), set())
-    assert scorer.bleu.corpus_score(["ba,do fi gu ka"], [["ba,do fi gu ka"]]).sys_len == words_counted
+    assert scorer.bleus[0].corpus_score(["ba,do fi gu ka"], [["ba,do fi gu ka"]]).sys_len == words_counted
+
+
+CHINESE = ["狗在垫子上睡觉。", "猫坐在大椅子上。", "今天天气很好我们去公园。"]
+
+
+class Answers:
+    """Stands in for a task of Chinese: answers the references of a batch, or others."""
+
+    lang_pairs = ("en-zh_CN",)
+
+    def __init__(self, answers: list[str], *flags: str) -> None:
+        parser = ArgumentParser()
+        add_bleu_args(parser)
+        self.args = parser.parse_args(["--eval-bleu", *flags])
+        self.target_dictionary, self.answers = Dictionary(), answers
+        for text in (*CHINESE, *answers):
+            self.target_dictionary.add_symbol(text)
+
+    def build_generator(self, models: Any, args: Any) -> None:
+        return None
+
+    def inference_step(self, generator: Any, models: Any, sample: Any) -> list[list[dict[str, Any]]]:
+        return [[{"tokens": torch.tensor([self.target_dictionary.index(text)])}] for text in self.answers]
+
+
+def chinese_scores(answers: list[str], *flags: str) -> dict[str, float]:
+    task = Answers(answers, *flags)
+    target = torch.tensor([[task.target_dictionary.index(text)] for text in CHINESE])
+    with metrics.aggregate(new_root=True) as logged:
+        scorer = ValidationBleu(task, None, 1, set())
+        log_bleu(scorer.count(None, {"target": target}, torch.zeros(len(CHINESE), dtype=torch.int64)), ["en-zh_CN"])
+    return logged.get_smoothed_values()
+
+
+def test_chinese_is_scored_by_its_characters() -> None:
+    perfect = chinese_scores(CHINESE)
+    assert (perfect["bleu"], perfect["chrf"]) == (100, 100)
+    answers = [CHINESE[0], "猫在大椅子上坐着。", "我们去公园今天天气很好。"]
+    logged = chinese_scores(answers)
+    assert logged["en-zh_CN_bleu"] == pytest.approx(corpus_bleu(answers, [CHINESE], tokenize="zh").score, abs=0.006)
+    assert logged["en-zh_CN_chrf"] == pytest.approx(corpus_chrf(answers, [CHINESE]).score, abs=0.006)
+    characters = chinese_scores(answers, "--eval-bleu-tokenize", "char")["bleu"]
+    assert characters == pytest.approx(corpus_bleu(answers, [CHINESE], tokenize="char").score, abs=0.006)
+    # As words, which is what --eval-tokenized-bleu asks for, nothing is left to match.
+    assert chinese_scores(CHINESE, "--eval-tokenized-bleu")["bleu"] == 0
+
+
+def test_a_tokenizer_that_is_not_installed_is_named_before_training(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_ja_mecab, "MeCab", None)
+    args = make_args(corpus, "--eval-bleu", "--eval-bleu-tokenize", "ja-mecab")
+    with pytest.raises(
+        UsageError, match=r"--eval-bleu-tokenize ja-mecab: BLEU into de needs pip install 'sacrebleu\[ja\]'"
+    ):
+        tasks.setup_task(args).build_model(args)
+
+
+def test_nothing_in_common_is_zero() -> None:
+    logged = chinese_scores(["a", "b", "c"])
+    assert (logged["bleu"], logged["chrf"]) == (0, 0)
 
 
 def test_subword_marks_are_undone_if_asked(corpus: Corpus) -> None:
@@ -103,6 +172,7 @@ def test_a_sample_can_be_printed(corpus: Corpus, capsys: pytest.CaptureFixture[s
     [
         (("--eval-bleu-args", "beam 4"), "--eval-bleu-args beam 4: not JSON"),
         (("--eval-bleu-args", "[4]"), "--eval-bleu-args [4]: give a JSON object"),
+        (("--eval-tokenized-bleu", "--eval-bleu-tokenize", "char"), "--eval-bleu-tokenize char: contradicts"),
         (("--eval-bleu-detok-args", "{"), "--eval-bleu-detok-args {: not JSON"),
         (("--eval-bleu", "--lang-tok-replacing-bos-eos"), "--eval-bleu: cannot be combined"),
     ],

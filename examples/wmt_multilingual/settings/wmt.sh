@@ -1,5 +1,6 @@
 # The paper's WMT set-up: English to and from fifteen languages, 467.6M parameters in layers of 32 experts.
-# Values can be set in the environment, as in: WORK_DIR=/data/wmt PROCESSES=8 run.sh settings/wmt.sh
+# Values can be set in the environment, as in: WORK_DIR=/data/wmt GPUS=8 run.sh settings/wmt.sh
+# The paper's best routing with subnets that are dense is target/target; the plugin's default is ENCODER_ROUTING=source.
 
 : "${WORK_DIR:=$EXAMPLE/out/wmt}"
 : "${DOWNLOAD_DIR:=$WORK_DIR/download}"
@@ -17,10 +18,14 @@
 : "${ENCODER_ROUTING:=target}"
 : "${DECODER_ROUTING:=target}"
 : "${OPTIMIZER:=adafactor}"
-: "${PRECISION=bf16}" # bf16, fp16, or nothing for 32 bits
+: "${PRECISION=bf16}" # bf16, fp16, or nothing for 32 bits; with either, translation has 16 bits too
 : "${WARMUP_UPDATES:=40000}"
 : "${MAX_UPDATE:=300000}"
+: "${SAVE_UPDATES:=5000}"
+: "${AVERAGE:=5}" # checkpoints to average; 1: the best one instead
+: "${TEST_SETS:=}"  # more test sets to score, such as wmt22,flores200
 : "${MAX_TOKENS:=8192}"
+: "${BEAM:=4}"
 : "${GPUS:=1}"
 : "${NODES:=1}"
 : "${NODE_RANK:=0}"
@@ -28,7 +33,7 @@
 # 32 batches an update, on however many GPUs.
 : "${UPDATE_FREQ:=$(((31 + GPUS * NODES) / (GPUS * NODES)))}"
 : "${WORKERS:=16}"
-: "${JOBS:=1}"
+: "${JOBS:=$GPUS}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 LANGS=en,$HIGH_RESOURCE,$LOW_RESOURCE
@@ -63,19 +68,23 @@ adafactor) OPTIMIZER_FLAGS=(--optimizer adafactor --clip-threshold 1.0) ;;
 adam) OPTIMIZER_FLAGS=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0) ;;
 *) fail "OPTIMIZER=$OPTIMIZER: neither adafactor nor adam" 2 ;;
 esac
+# Adafactor works on the shape of each tensor; fairseq would make one vector of them all.
+[[ $PRECISION != fp16 ]] || OPTIMIZER_FLAGS+=(--fp16-no-flatten-grads)
 TRAIN_FLAGS=(
     "${OPTIMIZER_FLAGS[@]}" --lr "$LEARNING_RATE" --lr-scheduler inverse_sqrt --warmup-updates "$WARMUP_UPDATES"
-    --max-update "$MAX_UPDATE" ${PRECISION:+"--$PRECISION"} --no-epoch-checkpoints --save-interval-updates 5000
-    --keep-interval-updates 1 --log-format simple --log-interval 100 --seed 1
+    --max-update "$MAX_UPDATE" ${PRECISION:+"--$PRECISION"} --no-epoch-checkpoints --save-interval-updates "$SAVE_UPDATES"
+    --log-format simple --log-interval 100 --seed 1
 )
-MACHINE_FLAGS=(--max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --ddp-backend legacy_ddp --num-workers 2)
+MACHINE_FLAGS=(--max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --ddp-backend legacy_ddp --num-workers 2
+    --keep-interval-updates "$AVERAGE")
 LAUNCHER=()
 if ((GPUS * NODES > 1)); then
     LAUNCHER=(taskmoe launch --processes "$GPUS" --nodes "$NODES" --node-rank "$NODE_RANK" --master "$MASTER" --)
 fi
 CHECKPOINT=checkpoint_best.pt
-GENERATE_FLAGS=(--beam 4 --max-tokens 8192)
-CTRANSLATE2_FLAGS=(--beam 4 --max-tokens 8192)
+((AVERAGE == 1)) || CHECKPOINT=averaged.pt
+GENERATE_FLAGS=(--beam "$BEAM" --max-tokens 8192 ${PRECISION:+--fp16})
+CTRANSLATE2_FLAGS=(--beam "$BEAM" --max-tokens 8192)
 # The paper's signature: BLEU+case.mixed+numrefs.1+smooth.exp+tok.intl, and tok.zh into Chinese.
 TOKENIZE=intl
 GROUP_FLAGS=(

@@ -24,8 +24,8 @@ def part_shapes(inputs: int, hidden: int) -> dict[str, torch.Size]:
     return {part: torch.Size(shape) for part, shape in zip(PARTS, shapes)}
 
 
-def fold(part: str, experts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """One part of the folded network. fc2 is made in fp32, because scaling would round half precision.
+def fold(part: str, experts: Sequence[Tensor], weights: Sequence[float] | Tensor) -> Tensor:
+    """One part of the folded network. fc2 is made in fp32 or more, because scaling would round half precision.
 
     Args:
         part: which, of ``PARTS``.
@@ -34,7 +34,7 @@ def fold(part: str, experts: Sequence[Tensor], weights: Sequence[float]) -> Tens
     """
     if part.startswith("fc1."):
         return torch.cat(list(experts))
-    scaled = [expert.float() * weight for expert, weight in zip(experts, weights)]
+    scaled = [expert.to(torch.promote_types(expert.dtype, torch.float32)) * w for expert, w in zip(experts, weights)]
     return torch.cat(scaled, dim=1) if part == "fc2.weight" else torch.stack(scaled).sum(dim=0)
 
 

@@ -19,18 +19,6 @@ def count_assignments(experts: Tensor, num_experts: int) -> Tensor:
     return torch.bincount(cell.reshape(-1), minlength=k * num_experts).view(k, num_experts)
 
 
-def task_assignments(task_tokens: Tensor, experts: Tensor, num_experts: int) -> Tensor:
-    """(W, E) int64, the assignments of each process to each expert, from its tokens of each task.
-
-    Args:
-        task_tokens: (W, number of tasks) int64.
-        experts: (number of tasks, K) int64, the experts of each task.
-        num_experts: E.
-    """
-    counts = task_tokens.new_zeros(task_tokens.size(0), num_experts)
-    return counts.index_add(1, experts.reshape(-1), task_tokens.repeat_interleave(experts.size(1), dim=1))
-
-
 def queue(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]:
     """Serve all processes' assignments as if they were one batch: by choice, then by process, then in their order.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskmoe_plugin.subnet.fold import PARTS, fold, pad
+from taskmoe_plugin.moe.fold import PARTS, fold, pad
 
 Network = dict[str, Tensor]
 

@@ -1,0 +1,91 @@
+"""What ``fairseq-preprocess`` wrote, looked at before fairseq maps it into memory and trusts what it finds there.
+
+A set has, for each language, an index ``PREFIX.idx`` and the numbers of its pieces ``PREFIX.bin``. The index is a
+header, the length of every sentence (int32), and where each begins in the other file (int64): ``MMapIndexedDataset``
+in fairseq's ``data/indexed_dataset.py``.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from taskmoe_plugin.errors import TaskMoEError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_OTHERS = (b"TNTIDX\x00\x00", b"HUFFIDX\x00")  # fairseq's other formats, which it reads with checks of its own
+_HEADER = struct.Struct(f"<{len(_MAGIC)}sQBQ")
+_ITEM_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 4, 7: 8, 8: 2, 9: 4, 10: 8}  # bytes, by fairseq's code of the type
+AGAIN = "run fairseq-preprocess again, or copy it again"
+
+
+def check_set(prefix: str) -> None:
+    """Raise an error that names a file if one language's half of a binarised set is damaged, incomplete or empty.
+
+    Only the index is read. Sets in fairseq's other formats are not looked at.
+
+    Args:
+        prefix: the path of its files without ``.idx`` and ``.bin``.
+
+    Raises:
+        TaskMoEError: what is wrong with which file.
+    """
+    index, data = Path(prefix + ".idx"), Path(prefix + ".bin")
+    if not index.exists() and not data.exists():
+        return
+    try:
+        with index.open("rb") as file:
+            header = file.read(_HEADER.size)
+        size, data_size = index.stat().st_size, data.stat().st_size
+        if data.is_dir():
+            raise TaskMoEError(f"{data}: is a directory; {AGAIN}")
+        if header.startswith(_OTHERS):
+            return
+        if len(header) < _HEADER.size and _MAGIC.startswith(header[: len(_MAGIC)]):
+            raise TaskMoEError(f"{index}: truncated; {AGAIN}")
+        if not header.startswith(_MAGIC):
+            raise TaskMoEError(f"{index}: is no index of fairseq-preprocess; {AGAIN}")
+        _check_index(index, size, data, data_size, header)
+    except OSError as error:
+        name = error.filename or index
+        raise TaskMoEError(f"{name}: cannot be read ({error.strerror}); {AGAIN}") from error
+
+
+def check_pieces(prefix: str, largest: int, known: int) -> None:
+    """Raise an error if a set has pieces that its dictionary lacks.
+
+    Args:
+        prefix: as for ``check_set``.
+        largest: the largest number of a piece in the set.
+        known: how many pieces the dictionary has.
+
+    Raises:
+        TaskMoEError: the set was binarised with another dictionary.
+    """
+    if largest >= known:
+        raise TaskMoEError(
+            f"{prefix}.bin: has piece number {largest}, but the dictionary has {known}; it was binarised with another "
+            "dictionary, or is damaged: run fairseq-preprocess again with this one"
+        )
+
+
+def _check_index(index: Path, size: int, data: Path, data_size: int, header: bytes) -> None:
+    _, version, code, count = _HEADER.unpack(header)
+    if version != 1 or code not in _ITEM_SIZES:
+        raise TaskMoEError(f"{index}: damaged; {AGAIN}")
+    if count == 0:
+        raise TaskMoEError(f"{index}: has no sentence; binarise text that has some, or leave the pair out")
+    wanted = _HEADER.size + 12 * count
+    if size != wanted:
+        raise TaskMoEError(f"{index}: {'truncated' if size < wanted else 'damaged'}; {AGAIN}")
+    lengths = np.memmap(index, dtype=np.int32, mode="r", offset=_HEADER.size, shape=(count,))
+    starts = np.memmap(index, dtype=np.int64, mode="r", offset=_HEADER.size + 4 * count, shape=(count,))
+    ends = np.cumsum(lengths, dtype=np.int64) * _ITEM_SIZES[code]
+    if lengths.min() < 1 or starts[0] != 0 or not np.array_equal(starts[1:], ends[:-1]):
+        raise TaskMoEError(f"{index}: damaged; {AGAIN}")
+    if data_size < ends[-1]:
+        raise TaskMoEError(f"{data}: truncated; {AGAIN}")
+    if data_size > ends[-1]:
+        raise TaskMoEError(f"{data}: does not belong to {index.name}; {AGAIN}")

@@ -1,0 +1,150 @@
+"""Routing by task: which task a row has, and what all MoE layers of a stack do with a batch of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from taskmoe_plugin.models.task_table import TaskTable
+from taskmoe_plugin.moe import FixedTaskGates, GateRecord, Gates, Routing, TaskGates, Tokens, routings_of_units
+from taskmoe_plugin.parallel.group import ExpertGroup
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """A batch as the gates of tasks see it.
+
+    Attributes:
+        padding: (B, T) bool, True at padding.
+        task: (B,) int64, the task of each row.
+        gates: the gates of all U tasks in all L layers, (L, U, …).
+        share: (U,) fp32 summing to 1, each task's share of the training tokens.
+        experts: (L, U, K), the experts of each task, on the host.
+        task_tokens: (W, U), the tokens of each task on each of W processes, on the host.
+        rank: this process among them.
+        expert_counts: the number of experts of each layer.
+    """
+
+    padding: Tensor
+    task: Tensor
+    gates: Gates
+    share: Tensor
+    experts: Sequence[Sequence[Sequence[int]]]
+    task_tokens: Sequence[Sequence[int]]
+    rank: int
+    expert_counts: Sequence[int]
+
+    @property
+    def only_task(self) -> int | None:
+        """The task of all tokens of this process, if they share one."""
+        present = [task for task, tokens in enumerate(self.task_tokens[self.rank]) if tokens]
+        return present[0] if len(present) == 1 else None
+
+    def records(self) -> list[GateRecord]:
+        """What losses and statistics need of each layer; no layer has to run for it."""
+        return [GateRecord(gates=gates, share=self.share, by_task=True) for gates in self.gates.layers()]
+
+    def routings(self) -> list[Routing]:
+        """What each layer does with the batch."""
+        tokens = Tokens.from_padding(self.padding, sum(self.task_tokens[self.rank]))
+        unit = self.task.index_select(0, tokens.row)
+        return routings_of_units(self.gates, unit, tokens, self.share, self._counts, by_task=True)
+
+    @cached_property
+    def _counts(self) -> list[list[list[int]]]:
+        """(L, W, E), the assignments that each process has for each expert of each layer."""
+        found = []
+        for experts, num_experts in zip(self.experts, self.expert_counts):
+            layer = [[0] * num_experts for _ in self.task_tokens]
+            for counts, tokens in zip(layer, self.task_tokens):
+                for task, number in enumerate(tokens):
+                    for expert in experts[task]:
+                        counts[expert] += number
+            found.append(layer)
+        return found
+
+
+class TaskRouter(nn.Module):
+    """The tasks of a stack, and the gates of all its MoE layers.
+
+    ``share``, (U,) fp32, is each task's share of the training tokens. It weighs the balance loss, is set at the start
+    of every epoch and travels with the checkpoint; until then all tasks count alike.
+
+    Args:
+        table: the tasks.
+        gates: of all layers.
+        expert_counts: the number of experts of each layer.
+        group: the processes over which the experts are spread; None: all are in this process.
+    """
+
+    lookup: Tensor
+    share: Tensor
+
+    def __init__(
+        self,
+        table: TaskTable,
+        gates: TaskGates | FixedTaskGates,
+        expert_counts: Sequence[int],
+        group: ExpertGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.table = table
+        self.gates = gates
+        self.expert_counts = tuple(expert_counts)
+        self.group = group
+        self.register_buffer("lookup", table.lookup, persistent=False)
+        # Shares rather than counts: averaging checkpoints averages buffers too, and half precision rounds them.
+        self.register_buffer("share", torch.full((len(table.names),), 1.0 / len(table.names)))
+
+    def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], int]) -> None:
+        """Set the share of each task from the tokens of each (source language id, target language id)."""
+        counts = torch.zeros(self.share.numel(), dtype=torch.int64)
+        for (source, target), tokens in pair_tokens.items():
+            counts[self.lookup[source, target]] += tokens
+        self.share.copy_(counts / counts.sum())
+
+    def forward(self, padding: Tensor, src_lang_id: Tensor | None, tgt_lang_id: Tensor | None) -> TaskBatch:
+        """Look at a batch. The host waits for a GPU once, for all layers together; a collective where there is a group.
+
+        Args:
+            padding: (B, T) bool, True at padding.
+            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row.
+
+        Raises:
+            ValueError: there are no language ids, or a row's languages have no task.
+        """
+        if src_lang_id is None or tgt_lang_id is None:
+            raise ValueError("task routing needs the languages of the rows: set --source-lang and --target-lang")
+        task = self.lookup[src_lang_id, tgt_lang_id]
+        tasks = self.share.numel()
+        # The tokens of each task and, at the end, of rows without one, whose task is -1.
+        lengths = padding.logical_not().sum(dim=1)
+        counts = task.new_zeros(tasks + 1).index_add(0, task % (tasks + 1), lengths)
+        each = counts.unsqueeze(0) if self.group is None else self.group.gather(counts)
+        gates = self.gates()
+        read = torch.cat([each.flatten(), gates.experts.flatten()]).tolist()
+        task_tokens = [read[start : start + tasks + 1] for start in range(0, each.numel(), tasks + 1)]
+        rank = 0 if self.group is None else self.group.rank
+        if task_tokens[rank][-1]:
+            raise ValueError("a row's source and target language are a pair that the gates do not know")
+        share = self.share.float()
+        return TaskBatch(
+            padding=padding,
+            task=task,
+            gates=gates,
+            share=share / share.sum(),
+            experts=_nested(read[each.numel() :], gates.experts.shape),
+            task_tokens=[counts[:-1] for counts in task_tokens],
+            rank=rank,
+            expert_counts=self.expert_counts,
+        )
+
+
+def _nested(values: list[int], shape: Sequence[int]) -> list[list[list[int]]]:
+    _, units, k = shape
+    rows = [values[start : start + k] for start in range(0, len(values), k)]
+    return [rows[start : start + units] for start in range(0, len(rows), units)]

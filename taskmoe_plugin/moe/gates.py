@@ -1,0 +1,214 @@
+"""Gates: which experts a unit uses, and with what weights.
+
+A *unit* is what chooses together: a task, a sentence or a token. All gates are computed in fp32 under any precision of
+the model, automatic mixed precision included (Switch Transformer, section 2.4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Within the context automatic mixed precision leaves everything in the type it has."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The choice of experts for U units, perhaps in several layers at once.
+
+    Attributes:
+        logits: (…, U, E) fp32; None where the choice is fixed rather than learned.
+        probs: (…, U, E) fp32, their softmax.
+        experts: (…, U, K) int64, the chosen experts, best first.
+        weights: (…, U, K) fp32, what each chosen expert's output is multiplied by.
+    """
+
+    logits: Tensor | None
+    probs: Tensor
+    experts: Tensor
+    weights: Tensor
+
+    def layers(self) -> list[Gates]:
+        """The gates of each of L layers, where all four tensors have L as their first dimension."""
+        parts = zip(self.probs.unbind(0), self.experts.unbind(0), self.weights.unbind(0))
+        logits = [None] * self.probs.size(0) if self.logits is None else self.logits.unbind(0)
+        return [Gates(each, *rest) for each, rest in zip(logits, parts)]
+
+
+def top_k_gates(logits: Tensor, k: int) -> Gates:
+    """Choose the k best experts of each unit.
+
+    For k > 1 the softmax probabilities of the chosen experts are renormalised to sum to 1 (GShard, algorithm 1).
+    For k = 1 the probability itself is the weight (Switch Transformer, equation 2): renormalised it would be the
+    constant 1, and the translation loss would have no gradient with respect to the gate.
+
+    Args:
+        logits: (…, U, E) fp32.
+        k: experts per unit, 1 <= k <= E.
+    """
+    probs = logits.softmax(dim=-1)
+    weights, experts = probs.topk(k, dim=-1)
+    if k > 1:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return Gates(logits, probs, experts, weights)
+
+
+def check_top_k(experts: int, top_k: int) -> None:
+    """Refuse a number of experts per token that is not possible.
+
+    Raises:
+        ValueError: it is not between 1 and the number of experts.
+    """
+    if not 1 <= top_k <= experts:
+        raise ValueError(f"top-k must be between 1 and the number of experts: k = {top_k}, experts = {experts}")
+
+
+class LinearGate(nn.Module):
+    """A linear gate without bias that scores activations: logits (U, E) = inputs (U, C) · weight (E, C)ᵀ, in fp32.
+
+    Args:
+        width: C, the width of its input.
+        experts: E.
+        jitter: in training the input is multiplied by uniform noise from [1 - jitter, 1 + jitter]
+            (Switch Transformer, section 2.2 and table 11).
+    """
+
+    def __init__(self, width: int, experts: int, jitter: float = 0.0) -> None:
+        super().__init__()
+        # Layer-normalised inputs have variance 1, so this keeps the first logits near 0: Switch's scale of 0.1.
+        self.weight = nn.Parameter(_truncated_normal((experts, width), std=(0.1 / width) ** 0.5))
+        self.jitter = jitter
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x.device):
+            x = x.float()
+            if self.training and self.jitter > 0:
+                x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+            return F.linear(x, self.weight.float())
+
+
+def _truncated_normal(shape: tuple[int, ...], std: float) -> Tensor:
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std)
+
+
+def deal(tasks: int, experts: int, top_k: int) -> Tensor:
+    """(tasks, K) int64: experts dealt to tasks in turn, one from each of K blocks of consecutive experts.
+
+    A task's experts are far apart: they belong to different processes where experts are spread, and a task with many
+    tokens keeps all of these busy. Whenever it has been dealt, block j moves on by j places, so that (for K > 1, and E
+    divisible by K) no two of the first (E/K)² tasks share all their experts.
+    """
+    edges = torch.arange(top_k + 1) * experts // top_k
+    size, task, block = edges.diff(), torch.arange(tasks).unsqueeze(1), torch.arange(top_k)
+    return edges[:-1] + (task + block * (task // size)) % size
+
+
+class TaskGates(nn.Module):
+    """Each task chooses its experts, in each layer: the gate scores a learned embedding of the task (TaskMoE, 3.1).
+
+    The gates of all L layers of a stack are one module, for they depend on nothing that a layer computes: logits
+    (L, U, E) = embedding (L, U, M) · weight (L, E, M)ᵀ / M + head start.
+
+    Every task begins with the experts that are dealt to it, ``HEAD_START`` ahead of the others and of nearly equal
+    weights. From there the gate learns slowly: its scores are divided by M, the width of the embedding, for Adam moves
+    each weight by about the learning rate, and would move their sum by M times that. Gates that move faster settle on
+    one expert of the k, or exchange experts before these have learnt anything.
+
+    With k = 1 the weight is the probability divided by the one that a dealt expert begins with, so that a layer begins
+    where a dense one does, however many experts there are.
+
+    Args:
+        layers: L.
+        tasks: U.
+        width: M.
+        experts: E.
+        top_k: K.
+        jitter: in training the embeddings are multiplied by uniform noise from [1 - jitter, 1 + jitter]. It depends on
+            nothing but the number of updates and ``seed``: all processes have the same, and count the same assignments.
+        seed: tells the noise of one stack from that of another.
+    """
+
+    HEAD_START = 2.0
+    head_start: Tensor
+
+    def __init__(
+        self, layers: int, tasks: int, width: int, experts: int, top_k: int, jitter: float = 0.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        check_top_k(experts, top_k)
+        self.top_k = top_k
+        self.jitter = jitter
+        self.seed = seed
+        self.num_updates = 0
+        self.embedding = nn.Parameter(torch.randn(layers, tasks, width))
+        self.weight = nn.Parameter(_truncated_normal((layers, experts, width), std=1.0))
+        dealt = deal(tasks, experts, top_k)
+        self.register_buffer("head_start", torch.zeros(tasks, experts).scatter(1, dealt, self.HEAD_START))
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Be told how many updates there have been; fairseq calls this before each."""
+        self.num_updates = num_updates
+
+    def forward(self) -> Gates:
+        """The gates of all tasks in all layers, (L, U, …)."""
+        with full_precision(self.weight.device):
+            embedding, weight = self.embedding.float(), self.weight.float()
+            if self.training and self.jitter > 0:
+                embedding = embedding * self._noise(embedding)
+            logits = embedding @ weight.transpose(1, 2) / embedding.size(-1) + self.head_start.float()
+            gates = top_k_gates(logits, self.top_k)
+            if self.top_k > 1:
+                return gates
+            first = 1 / (1 + (logits.size(-1) - 1) * math.exp(-self.HEAD_START))
+            return Gates(logits, gates.probs, gates.experts, gates.weights / first)
+
+    def _noise(self, like: Tensor) -> Tensor:
+        generator = torch.Generator(like.device).manual_seed(2 * self.num_updates + self.seed)
+        return torch.empty_like(like).uniform_(1 - self.jitter, 1 + self.jitter, generator=generator)
+
+
+class FixedTaskGates(nn.Module):
+    """Each task has given experts with given weights, loaded with the model: gates that are done learning.
+
+    Args:
+        layers: L.
+        tasks: U.
+        experts: E.
+        top_k: K.
+    """
+
+    experts: Tensor
+    weights: Tensor
+
+    def __init__(self, layers: int, tasks: int, experts: int, top_k: int) -> None:
+        super().__init__()
+        check_top_k(experts, top_k)
+        self.num_experts = experts
+        self.register_buffer("experts", torch.zeros(layers, tasks, top_k, dtype=torch.int64))
+        self.register_buffer("weights", torch.zeros(layers, tasks, top_k))
+
+    def forward(self) -> Gates:
+        """The gates of all tasks in all layers, (L, U, …)."""
+        weights = self.weights.float()
+        probs = weights.new_zeros(*weights.shape[:2], self.num_experts).scatter(2, self.experts, weights)
+        return Gates(None, probs, self.experts, weights)
+
+
+class StaticTaskGates(FixedTaskGates):
+    """Each task has the experts that are dealt to it, with equal weights: the Static MoE of TaskMoE, section 5.1."""
+
+    def __init__(self, layers: int, tasks: int, experts: int, top_k: int) -> None:
+        super().__init__(layers, tasks, experts, top_k)
+        self.experts.copy_(deal(tasks, experts, top_k))
+        self.weights.fill_(1 / top_k)

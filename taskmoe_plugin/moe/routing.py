@@ -1,0 +1,134 @@
+"""Routing: what one layer does with one batch, and the routers that decide it from activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from taskmoe_plugin.moe.gates import Gates, LinearGate, check_top_k, full_precision, top_k_gates
+from taskmoe_plugin.moe.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateRecord:
+    """What losses and statistics need to know of one pass through the gates of a layer.
+
+    Attributes:
+        gates: gates of U units.
+        share: (U,) fp32, the share of tokens that each unit stands for; sums to 1 over all units.
+        by_task: whether the units are tasks, whose share is that of all training data and not of the batch.
+        load: (E,) fp32, the share of all assignments that each expert gets, where it is known of more than this batch.
+        dropped: the share of the assignments that were dropped, a tensor where there is a capacity.
+    """
+
+    gates: Gates
+    share: Tensor
+    by_task: bool = False
+    load: Tensor | None = None
+    dropped: Tensor | float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing(GateRecord):
+    """What one MoE layer does with one batch.
+
+    Attributes:
+        tokens: the tokens of the batch.
+        experts: (N, K) int64, the experts of each token.
+        weights: (N, K) fp32, their weights.
+        counts: (W, E), the number of assignments that each of W processes has for each expert, where the host knows it;
+            W is 1 where all experts are in one process.
+    """
+
+    tokens: Tokens
+    experts: Tensor
+    weights: Tensor
+    counts: Sequence[Sequence[int]] | None = None
+
+
+def routings_of_units(
+    gates: Gates,
+    unit: Tensor,
+    tokens: Tokens,
+    share: Tensor,
+    counts: Sequence[Sequence[Sequence[int]]] | None = None,
+    by_task: bool = False,
+) -> list[Routing]:
+    """The routings of L layers in which the tokens of a unit share their experts.
+
+    Args:
+        gates: gates of U units in L layers, (L, U, …).
+        unit: (N,) int64, the unit of each token.
+        tokens: the tokens of the batch.
+        share: (U,) fp32 summing to 1, the share of tokens that each unit stands for.
+        counts: for each layer, what ``Routing.counts`` is.
+        by_task: whether the units are tasks.
+    """
+    with full_precision(tokens.device):
+        # Backward is a matrix product too. That of indexing adds up thousands of tokens in few rows, one by one.
+        one_hot = F.one_hot(unit, gates.probs.size(1)).to(gates.weights.dtype)
+        weights = torch.matmul(one_hot, gates.weights).unbind(0)
+    experts = gates.experts.index_select(1, unit).unbind(0)
+    return [
+        Routing(
+            gates=each,
+            share=share,
+            by_task=by_task,
+            tokens=tokens,
+            experts=experts[layer],
+            weights=weights[layer],
+            counts=None if counts is None else counts[layer],
+        )
+        for layer, each in enumerate(gates.layers())
+    ]
+
+
+class _LinearRouter(nn.Module):
+    def __init__(self, width: int, experts: int, top_k: int, jitter: float = 0.0) -> None:
+        super().__init__()
+        check_top_k(experts, top_k)
+        self.top_k = top_k
+        self.gate = LinearGate(width, experts, jitter)
+
+
+class TokenRouter(_LinearRouter):
+    """Each token chooses its experts by its own activation (Shazeer et al. 2017; GShard; Switch Transformer).
+
+    Args:
+        width: C.
+        experts: E.
+        top_k: K.
+        jitter: see ``LinearGate``.
+    """
+
+    def forward(self, x: Tensor, tokens: Tokens) -> Routing:
+        """Route flattened activations ``x`` (T·B, C)."""
+        gates = top_k_gates(self.gate(tokens.take(x)), self.top_k)
+        count = tokens.row.numel()
+        share = torch.full((count,), 1.0 / max(count, 1), device=x.device)
+        return Routing(gates=gates, share=share, tokens=tokens, experts=gates.experts, weights=gates.weights)
+
+
+class SentenceRouter(_LinearRouter):
+    """Each sentence chooses its experts by the mean of its tokens (TaskMoE, section 3.1).
+
+    Args:
+        width, experts, top_k, jitter: as of ``TokenRouter``.
+    """
+
+    def forward(self, x: Tensor, tokens: Tokens) -> Routing:
+        """Route flattened activations ``x`` (T·B, C)."""
+        row, rows = tokens.row, tokens.rows
+        # torch.bincount waits for a GPU to learn the largest.
+        count = torch.zeros(rows, device=x.device).index_add(0, row, torch.ones(row.shape, device=x.device))
+        sentence = tokens.sentence
+        if sentence is None:
+            kept = tokens.take(x).float()
+            sentence = kept.new_zeros(rows, x.size(1)).index_add(0, row, kept) / count.clamp(min=1).unsqueeze(1)
+        gates = top_k_gates(self.gate(sentence).unsqueeze(0), self.top_k)
+        (routing,) = routings_of_units(gates, row, tokens, count / max(row.numel(), 1))
+        return routing

@@ -1,0 +1,65 @@
+"""What is wrong with the flags of a command before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from taskmoe_plugin.errors import raise_all
+
+LAST = "checkpoint_last.pt"
+
+
+def check_command(args: Namespace) -> None:
+    """Raise ``UsageError`` that names everything wrong with numbers, languages and the checkpoint to start from.
+
+    Args:
+        args: all flags of one of fairseq's commands.
+    """
+    raise_all([*_not_finite(args), *_languages(args), *_restore_file(args)])
+
+
+def _not_finite(args: Namespace) -> Iterator[str]:
+    for name, value in vars(args).items():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, float) and not math.isfinite(each):
+                yield f"--{name.replace('_', '-')} {each}: give a finite number"
+
+
+def _languages(args: Namespace) -> Iterator[str]:
+    langs, pairs = _names(args, "langs"), _names(args, "lang_pairs")
+    yield from _hyphens("--langs", langs)
+    for name in sorted({name for name in langs if langs.count(name) > 1}):
+        yield f"--langs {','.join(langs)}: has {name} more than once; give each language once, in the old order"
+    for pair in pairs:
+        codes = pair.split("-")
+        if len(codes) > 2:
+            yield from _hyphens("--lang-pairs", [pair])
+        elif len(codes) < 2 or not all(codes):
+            yield f"--lang-pairs {pair}: is no pair of languages; write it as in en-de,de-en"
+    for flag in ("source_lang", "target_lang"):
+        yield from _hyphens(f"--{flag.replace('_', '-')}", [getattr(args, flag, None) or ""])
+
+
+def _hyphens(flag: str, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if "-" in name:
+            yield (
+                f"{flag} {name}: a language code cannot contain a hyphen, which joins the codes of a pair; write pt_BR "
+                "for pt-BR, in the names of the data's files too"
+            )
+
+
+def _names(args: Namespace, flag: str) -> list[str]:
+    value: Any = getattr(args, flag, None) or []
+    return value.split(",") if isinstance(value, str) else list(value)
+
+
+def _restore_file(args: Namespace) -> Iterator[str]:
+    path = getattr(args, "restore_file", LAST)
+    # fairseq warns, trains from scratch, and reports success.
+    if path != LAST and not Path(path).is_file():
+        yield f"--restore-file {path}: no such file; give a checkpoint, or leave the flag out to start anew"

@@ -1,0 +1,191 @@
+"""Flags that a trained model's input depends on: its checkpoint remembers them, and whatever reads it takes them up.
+
+A flag that is left out takes the trained value; one that says something else is an error, because the model would
+translate into rubbish without a word. Training resolves the values first, so that they mean the same elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairseq import utils
+from fairseq.data import Dictionary
+from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
+
+from taskmoe_plugin.errors import UsageError, raise_all
+from taskmoe_plugin.models.task_table import split_pair
+from taskmoe_plugin.parallel.shards import load_mapped
+
+MEMORY = "taskmoe_trained"
+# fairseq's defaults of flags whose default, on a command line, cannot be told from a value that was given.
+DEFAULTS: Mapping[str, Any] = {
+    "lang_tok_style": "multilingual",
+    "langtoks_specs": ["main"],
+    "left_pad_source": "True",
+    "left_pad_target": "False",
+}
+PADDING = ("left_pad_source", "left_pad_target")
+COMPARED = ("langs", "encoder_langtok", "decoder_langtok", "lang_tok_replacing_bos_eos", *DEFAULTS)
+DICTIONARIES = ("source_dict", "target_dict", "fixed_dictionary")
+# Other data may be translated, and dictionaries may have moved: these are taken up and not compared.
+TAKEN_UP = ("lang_pairs", "extra_data")
+
+
+def leave_defaults_open(parser: ArgumentParser) -> None:
+    """Have a command line tell flags that were left out from those that were given."""
+    parser.set_defaults(**dict.fromkeys(DEFAULTS))
+
+
+def settle_flags(args: Namespace) -> None:
+    """Complete the flags of a task before it is set up.
+
+    Args:
+        args: the task's flags: of a command line, which may name trained models in ``path``, or of a checkpoint.
+
+    Raises:
+        UsageError: a flag contradicts what a model was trained with, or models were trained with different ones.
+    """
+    if args.langs or args.lang_dict:
+        args.langs, args.lang_dict = MultilingualDatasetManager.load_langs(args), None
+    for name in PADDING:
+        # fairseq evaluates text, and would take what it has evaluated already for False.
+        if (value := getattr(args, name)) is not None:
+            setattr(args, name, str(utils.eval_bool(value) if isinstance(value, str) else value))
+    memories = list(_memories(args))
+    for place, trained in memories:
+        _check(args, place, trained)
+        _take_up(args, trained)
+    if memories:
+        _, trained = memories[0]
+        setattr(args, MEMORY, trained)
+        _check_ensemble(memories)
+    for name, default in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if not args.langs and args.lang_pairs:
+        args.langs = _langs_of(args)
+
+
+def remember_flags(task: Any) -> None:
+    """Note the flags of a task that was set up for training, or compare its dictionaries with those of training.
+
+    Raises:
+        UsageError: the dictionaries are not those that the model was trained with.
+    """
+    args = task.args
+    if hasattr(args, MEMORY):
+        _check_dictionaries(task, getattr(args, MEMORY)["dictionaries"])
+    elif task.training:
+        args.langs = list(task.langs)
+        for name in DICTIONARIES:
+            if path := getattr(args, name):
+                setattr(args, name, str(Path(path).absolute()))
+        source, target = args.langtoks["main"]
+        args.encoder_langtok, args.decoder_langtok = source, target is not None
+        memory = {name: getattr(args, name) for name in (*COMPARED, *DICTIONARIES, *TAKEN_UP, "langtoks")}
+        memory |= {name: str(memory[name]) for name in PADDING}
+        setattr(args, MEMORY, memory | {"dictionaries": _fingerprints(task)})
+
+
+def forget_dictionaries(args: Namespace) -> None:
+    """Leave it to the data directory what dictionaries a model has: its own are not those that it was trained with."""
+    for flags in (vars(args), getattr(args, MEMORY, {})):
+        flags.update(dict.fromkeys(DICTIONARIES))
+    getattr(args, MEMORY, {})["dictionaries"] = {}
+
+
+def _memories(args: Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What models remember, each with what to call it: the one whose flags these are, or those that ``path`` names."""
+    if hasattr(args, MEMORY):
+        yield "the checkpoint", getattr(args, MEMORY)
+        return
+    for path in utils.split_paths(getattr(args, "path", None) or ""):
+        # Of a file that is not there, or cannot be read, fairseq and the model speak when they load it.
+        try:
+            cfg = load_mapped(Path(path)).get("cfg") if Path(path).is_file() else None
+        except ValueError:
+            continue
+        if cfg and hasattr(cfg["task"], MEMORY):
+            yield path, getattr(cfg["task"], MEMORY)
+
+
+def _check(args: Namespace, place: str, trained: Mapping[str, Any]) -> None:
+    problems = [
+        _contradiction(name, getattr(args, name), place, trained[name])
+        for name in COMPARED
+        if not _left_out(getattr(args, name)) and _text(getattr(args, name)) != _text(trained[name])
+    ]
+    problems += [
+        _contradiction("langtoks", {kind: specs}, place, {kind: trained["langtoks"][kind]})
+        for kind, specs in (args.langtoks or {}).items()
+        if kind in trained["langtoks"] and tuple(specs) != tuple(trained["langtoks"][kind])
+    ]
+    raise_all(problems)
+
+
+def _check_ensemble(memories: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    (first, known), *others = [(place, each["dictionaries"]) for place, each in memories]
+    for place, dictionaries in others:
+        if any(dictionaries[side] != known[side] for side in dictionaries.keys() & known.keys()):
+            raise UsageError(f"--path: {place} was trained with other dictionaries than {first}; give one of them")
+
+
+def _langs_of(args: Namespace) -> list[str]:
+    """The languages of all pairs, sorted. fairseq itself leaves out those of ``--extra-lang-pairs``."""
+    pairs = args.lang_pairs if isinstance(args.lang_pairs, list) else args.lang_pairs.split(",")
+    extra = [pair for pairs in (args.extra_lang_pairs or {}).values() for pair in pairs.split(",")]
+    return sorted({lang for pair in (*pairs, *extra) for lang in split_pair(pair)})
+
+
+def _left_out(value: Any) -> bool:
+    # A flag without a value is False where it was not given; those with one are None, or text.
+    return value is None or value is False
+
+
+def _contradiction(name: str, given: Any, place: str, trained: Any) -> str:
+    flag = "--" + name.replace("_", "-")
+    was = "without it" if _left_out(trained) else f"with {_shown(flag, trained)}"
+    return f"{_shown(flag, given)}: {place} was trained {was}; leave it out"
+
+
+def _shown(flag: str, value: Any) -> str:
+    return flag if value is True else f"{flag} {_text(value)}"
+
+
+def _text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def _take_up(args: Namespace, trained: Mapping[str, Any]) -> None:
+    for name in (*COMPARED, *DICTIONARIES, *TAKEN_UP):
+        value = trained[name]
+        moved = name in DICTIONARIES and value is not None and not Path(value).is_file()
+        if _left_out(getattr(args, name, None)) and not moved:
+            setattr(args, name, value)
+    args.langtoks = dict(trained["langtoks"])
+
+
+def _fingerprints(task: Any) -> dict[str, str]:
+    return {"source": _fingerprint(task.source_dictionary), "target": _fingerprint(task.target_dictionary)}
+
+
+def _fingerprint(dictionary: Dictionary) -> str:
+    """SHA-256, in hexadecimal, of the symbols, language tokens included, in their order."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
+
+
+def _check_dictionaries(task: Any, trained: Mapping[str, str]) -> None:
+    args = task.args
+    for side, found in _fingerprints(task).items():
+        if trained.get(side, found) != found:
+            lang = (task.source_langs if side == "source" else task.target_langs)[0]
+            file = args.fixed_dictionary or getattr(args, f"{side}_dict")
+            file = file or Path(utils.split_paths(args.data)[0], f"dict.{lang}.txt")
+            raise UsageError(
+                f"{file}: is not the dictionary that the checkpoint was trained with; "
+                f"give the data directory, or the --{side}-dict, of its training"
+            )

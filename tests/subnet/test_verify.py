@@ -1,0 +1,99 @@
+"""What verification accepts, refuses, and says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.subnet import verify
+from taskmoe_plugin.subnet.verify import Agreement, Sentences, compare
+from tests.helpers.corpus import Corpus, binarize
+from tests.subnet.helpers import extract
+
+SENTENCES = Sentences([["a"], ["b"]], [["A"], ["B"]])
+
+
+@dataclass
+class Fixed:
+    """A decoder that translates as it is told, and gives every piece the score it is told."""
+
+    translations: list[list[str]]
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def translate(self, sources: Sequence[list[str]], beam: int) -> list[list[str]]:
+        return self.translations
+
+    def score(self, sources: Sequence[list[str]], targets: Sequence[list[str]]) -> list[list[float]]:
+        return [[self.scores.get(piece, -1.0) for piece in [*target, "end"]] for target in targets]
+
+
+def found(scores: dict[str, float], beam: int | None, other: list[str]) -> Agreement:
+    full = Fixed([["A", "x"], ["B"]], scores)
+    return compare(full, Fixed([other, ["B"]], scores), SENTENCES, SENTENCES, beam)
+
+
+def test_equal_translations_are_counted() -> None:
+    agreement = found({}, 5, ["A", "x"])
+    assert str(agreement).startswith("2 of 2 hypotheses equal, scores of 2 references differ by at most 0.0e+00")
+
+
+def test_translations_that_are_equally_good_are_a_tie() -> None:
+    agreement = found({"x": -1.000002}, 5, ["A", "y"])
+    assert (agreement.tied, agreement.different) == (1, [])
+    assert str(agreement).startswith("1 of 2 hypotheses equal, 1 equally good, scores of 2")
+
+
+def test_translations_of_other_scores_are_different() -> None:
+    agreement = found({"x": -1.1}, 5, ["A", "y"])
+    assert (agreement.tied, agreement.different) == (0, [(0, "A x", "A y")])
+
+
+@pytest.mark.parametrize(("score", "ties"), [(-1.000002, 1), (-1.1, 0)])
+def test_without_a_beam_the_first_piece_that_differs_decides(score: float, ties: int) -> None:
+    assert found({"x": score, "z": -5.0}, 1, ["A", "y", "z"]).tied == ties
+    assert found({"x": score}, 1, ["A"]).tied == ties
+
+
+def test_nothing_compared_is_no_agreement() -> None:
+    nothing = compare(Fixed([]), Fixed([]), SENTENCES, Sentences([], []), None)
+    with pytest.raises(TaskMoEError, match="--verify en-de: nothing was compared, because all 2 sentences"):
+        verify._check("en-de", nothing, rounded=False)
+
+
+def test_sentences_that_were_left_out_are_counted() -> None:
+    some = compare(Fixed([]), Fixed([]), SENTENCES, Sentences([["a"]], [["A"]]), None)
+    assert str(some).endswith("on average (1 more have pieces that were trimmed)")
+
+
+def test_a_trimmed_subnet_that_cannot_be_compared_is_not_kept(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Corpus(tmp_path / "raw", tmp_path / "bin")
+    data.raw.mkdir()
+    for split, word in (("train", "ba"), ("valid", "ba"), ("test", "wi")):
+        for lang in ("en", "de"):
+            (data.raw / f"{split}.en-de.{lang}").write_text(f"{word}{'en' if lang == 'de' else ''}\n")
+    binarize(data, "en-de", corpus.bin / "dict.en.txt")
+    (data.bin / "dict.fr.txt").write_bytes((data.bin / "dict.en.txt").read_bytes())
+    with pytest.raises(SystemExit) as stopped:
+        extract(data, full, tmp_path / "out", "en-de", "--trim-vocabulary", "--verify")
+    assert stopped.value.code == 1
+    assert "nothing was compared" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("text", ["ba <pad> do", "<pad> ba do", "ba do <pad>", "<pad> <pad>", "ba <pad> <pad> do fi"])
+def test_padding_symbols_in_the_text_change_nothing(corpus: Corpus, full: Path, tmp_path: Path, text: str) -> None:
+    data = Corpus(tmp_path / "raw", tmp_path / "bin")
+    data.raw.mkdir()
+    for lang in ("en", "de"):
+        for split in ("train", "valid", "test"):
+            # The second sentence is longer, so that the first is padded as well.
+            lines = f"{text}\nba do fi gu ka lo mi nu\nba <pad>\n"
+            (data.raw / f"{split}.en-de.{lang}").write_text(lines)
+    binarize(data, "en-de", corpus.bin / "dict.en.txt")
+    extract(data, full, tmp_path / "out", "en-de", "--verify", "all")
