@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "moe": {"moe"},
     "parallel": {"moe", "parallel", "files", "errors"},
     "models": {"moe", "parallel", "models", "errors"},
-    "criterions": {"moe", "parallel", "models", "criterions", "errors"},
+    "criterions": {"moe", "parallel", "models", "criterions", "files", "errors"},
     "tasks": {"moe", "parallel", "models", "tasks", "scoring", "memory", "files", "errors"},
     "files": {"files", "errors"},
     "report": {"moe", "models", "subnet", "report", "files", "errors"},

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.moe import Usage, counted_usage
 from taskmoe_plugin.report.usage import StackUsage
@@ -60,9 +59,4 @@ def measured_usage(
 
 def _sentences(reader: DictionaryReader, data: Sequence[Path], subset: str, pair: str, count: int | None) -> Sentences:
     vocabularies = reader.read([pair])
-    try:
-        return read_sentences(data, subset, pair, vocabularies, count)
-    except TaskMoEError:
-        raise TaskMoEError(
-            f"{data[0]}: no {subset} set of {pair}; binarise one, or name another with --gen-subset"
-        ) from None
+    return read_sentences(data, subset, pair, vocabularies, count)
