@@ -1,5 +1,5 @@
 # make demo: train and translate on real text.  make test: lint and all tests.  make quick: lint and the tests without
-# training.  All set up .venv first.
+# training.  make fuzz: damaged files and kills, with many random seeds.  All set up .venv first.
 
 PYTHON ?= python3
 EXAMPLE := examples/wmt_multilingual
@@ -9,7 +9,10 @@ PEERS := .venv/peers
 # Finds the tools of the environment, and nothing of another one that may be active.
 IN_VENV := env -u PYTHONPATH -u PYTHONHOME PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: demo test quick lint venv clean
+# How often make fuzz tries every random case.
+SEEDS ?= 20
+
+.PHONY: demo test quick fuzz lint venv clean
 
 demo: venv
 	$(IN_VENV) $(EXAMPLE)/run.sh $(EXAMPLE)/settings/demo.sh
@@ -22,6 +25,9 @@ QUICK := tests/moe tests/models tests/formats tests/test_errors.py tests/test_im
 
 quick: lint
 	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist worksteal -q $(QUICK)
+
+fuzz: venv
+	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist worksteal tests/robustness --seeds $(SEEDS)
 
 lint: venv
 	$(IN_VENV) ruff check .

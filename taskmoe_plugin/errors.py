@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -54,23 +54,27 @@ def one_line_errors(program: str = PROGRAM) -> Iterator[None]:
         _exit(program, found)
 
 
-def use_one_line_errors() -> None:
+def use_one_line_errors(explain: Callable[[BaseException], TaskMoEError | None] = lambda error: None) -> None:
     """Have a command that is not ours (fairseq-train, …) print our errors like the commands that are.
 
     The interpreter asks ``sys.excepthook`` what to do with an error that ends the process. Errors that are not ours go
     to the hook that was there.
+
+    Args:
+        explain: makes an error of ours of one that is not, if it can.
     """
     if isinstance(sys.excepthook, _Hook):
         return
-    sys.excepthook = _Hook(sys.excepthook)
+    sys.excepthook = _Hook(sys.excepthook, explain)
 
 
 class _Hook:
-    def __init__(self, following: object) -> None:
+    def __init__(self, following: object, explain: Callable[[BaseException], TaskMoEError | None]) -> None:
         self.following = following
+        self.explain = explain
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        found = _root(error)
+        found = _root(error) or self.explain(error)
         if found is not None:
             _exit(PROGRAM, found)
         self.following(kind, error, trace)  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """Learning from another model's word distributions besides the references."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from taskmoe_plugin.criterions.taskmoe_label_smoothed_cross_entropy import (
     TaskMoELabelSmoothedCrossEntropyCriterionConfig,
 )
 from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.files.loading import LoadError, load
 
 
 @dataclass
@@ -83,9 +85,11 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
 
 def _load_teacher(path: str, task: Any) -> Any:
     try:
+        load(Path(path))
+    except LoadError as error:
+        raise UsageError(f"--distill-from {path}: {error}; {error.remedy}") from error
+    try:
         (teacher,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
-    except OSError as error:
-        raise UsageError(f"--distill-from {path}: cannot be read ({error}); give a checkpoint") from error
     except RuntimeError as error:
         raise UsageError(
             f"--distill-from {path}: does not fit this task ({' '.join(str(error).split())[:200]})"

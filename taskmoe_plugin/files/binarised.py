@@ -35,22 +35,15 @@ def check_set(prefix: str) -> None:
     index, data = Path(prefix + ".idx"), Path(prefix + ".bin")
     if not index.exists() and not data.exists():
         return
-    try:
-        with index.open("rb") as file:
-            header = file.read(_HEADER.size)
-        size, data_size = index.stat().st_size, data.stat().st_size
-        if data.is_dir():
-            raise TaskMoEError(f"{data}: is a directory; {AGAIN}")
-        if header.startswith(_OTHERS):
-            return
-        if len(header) < _HEADER.size and _MAGIC.startswith(header[: len(_MAGIC)]):
-            raise TaskMoEError(f"{index}: truncated; {AGAIN}")
-        if not header.startswith(_MAGIC):
-            raise TaskMoEError(f"{index}: is no index of fairseq-preprocess; {AGAIN}")
-        _check_index(index, size, data, data_size, header)
-    except OSError as error:
-        name = error.filename or index
-        raise TaskMoEError(f"{name}: cannot be read ({error.strerror}); {AGAIN}") from error
+    header, size = _start(index, _HEADER.size)
+    _, data_size = _start(data, 1)
+    if header.startswith(_OTHERS):
+        return
+    if len(header) < _HEADER.size and _MAGIC.startswith(header[: len(_MAGIC)]):
+        raise TaskMoEError(f"{index}: truncated; {AGAIN}")
+    if not header.startswith(_MAGIC):
+        raise TaskMoEError(f"{index}: is no index of fairseq-preprocess; {AGAIN}")
+    _check_index(index, size, data, data_size, header)
 
 
 def check_pieces(prefix: str, largest: int, known: int) -> None:
@@ -69,6 +62,15 @@ def check_pieces(prefix: str, largest: int, known: int) -> None:
             f"{prefix}.bin: has piece number {largest}, but the dictionary has {known}; it was binarised with another "
             "dictionary, or is damaged: run fairseq-preprocess again with this one"
         )
+
+
+def _start(path: Path, count: int) -> tuple[bytes, int]:
+    """The first bytes of a file, and its size."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count), path.stat().st_size
+    except OSError as error:
+        raise TaskMoEError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from error
 
 
 def _check_index(index: Path, size: int, data: Path, data_size: int, header: bytes) -> None:

@@ -24,6 +24,8 @@ def read_dictionary(path: Path) -> str:
         raise TaskMoEError(f"{path}: cannot be read ({error}); copy it again") from None
     except OSError as error:
         raise TaskMoEError(f"{path}: cannot be read ({error.strerror}); see that it can be") from None
+    if not text:
+        raise TaskMoEError(f"{path}: is an empty dictionary; copy it again")
     text = text if text.endswith("\n") else text + "\n"
     known = dict.fromkeys(SPECIAL, 0)
     for number, line in enumerate(text.split("\n")[:-1], 1):

@@ -23,6 +23,7 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
         self.prepare(cfg, "encoder")
         super().__init__(cfg, dictionary, embed_tokens, return_fc)
         self.tasks = self.moe_config.build_tasks()
+        self.restricted = self.moe_config.build_restricted()
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         index = self.next_layer()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.models.layers import RoutedLayer
+from taskmoe_plugin.models.restricted_rows import RestrictedRows
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.task_router import TaskRouter
 from taskmoe_plugin.moe import FeedForward, GateRecord, MoELayer, Routing, Tokens
@@ -40,11 +41,13 @@ class RoutedStack:
     Attributes:
         moe_config: the stack's flags.
         tasks: routes the batch; None where no layer routes by task.
+        restricted: tells which experts the tokens of each row may choose; None: any.
         routed_layers: the Transformer layers that have an MoE layer, in order.
     """
 
     moe_config: StackConfig
     tasks: TaskRouter | None
+    restricted: RestrictedRows | None
     training: bool
 
     def prepare(self, args: Any, stack: str) -> None:
@@ -78,19 +81,21 @@ class RoutedStack:
 
         Args:
             padding: (B, T) bool, True at padding.
-            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
+            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row, where the choice of experts depends on it.
             filler: the batch is one that fairseq gives a process that has run out of batches, and counts for nothing.
                 Where processes share experts, none of its tokens must reach them.
             sentence: (B, C), what sentence routing goes by; None: the mean of the row's tokens at the layer's input.
 
         Raises:
-            ValueError: see ``TaskRouter``.
+            ValueError: see ``TaskRouter`` and ``RestrictedRows``.
         """
         if filler and self.moe_config.group is not None:
             padding = torch.ones_like(padding)
         if self.tasks is None:
             count = len(self.routed_layers)
-            return StackRouting([Tokens.from_padding(padding, sentence=sentence)] * count if count else [], None)
+            task = None if self.restricted is None else self.restricted(src_lang_id, tgt_lang_id)
+            tokens = Tokens.from_padding(padding, sentence=sentence, task=task) if count else None
+            return StackRouting([tokens] * count if tokens else [], None)
         batch = self.tasks(padding, src_lang_id, tgt_lang_id)
         task = batch.only_task
         if self.training or task is None or self.moe_config.group is not None:

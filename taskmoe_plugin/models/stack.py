@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,8 +12,10 @@ from typing import Any
 
 from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
+from torch import Tensor
 
-from taskmoe_plugin.models.subnet_shape import SubnetShape
+from taskmoe_plugin.models.restricted_rows import RestrictedRows, allowed_experts
+from taskmoe_plugin.models.subnet_shape import Restriction, SubnetShape
 from taskmoe_plugin.models.task_router import TaskRouter
 from taskmoe_plugin.models.task_table import TASK_ROUTINGS, TaskTable
 from taskmoe_plugin.moe import (
@@ -43,8 +46,9 @@ class StackConfig:
         freq: every freq-th layer is an MoE layer; 0: none.
         layers: the number of layers, dense ones included.
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
+        langs: all languages, in the order of their ids.
         table: the tasks; None where no layer routes by task.
-        shape: what extraction has left of the stack; None for a model that was not extracted.
+        shape: what is left of the stack; None for a model that has all its experts.
         processes: over how many processes the experts are spread; 1: every process has all of them.
     """
 
@@ -62,6 +66,7 @@ class StackConfig:
     jitter: float
     capacity_factor: float
     eval_capacity_factor: float
+    langs: tuple[str, ...]
     table: TaskTable | None
     shape: SubnetShape | None
     processes: int
@@ -95,6 +100,7 @@ class StackConfig:
             jitter=args.moe_router_jitter,
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
+            langs=tuple(args.taskmoe_langs.split(",")),
             table=_task_table(args, routing) if by_task else None,
             shape=SubnetShape.of(args, stack),
             processes=getattr(args, "taskmoe_processes", 1),
@@ -123,17 +129,20 @@ class StackConfig:
         return own
 
     def expert_count(self, index: int) -> int:
-        """The number of experts of MoE layer ``index``, of which a subnet keeps some."""
-        kept = self.shape.experts.get(index) if self.shape else None
-        return self.experts if kept is None else len(kept)
+        """The number of experts of MoE layer ``index``."""
+        return len(self.held_experts(index))
+
+    def held_experts(self, index: int) -> Sequence[int]:
+        """Global indices of the experts of MoE layer ``index``, of which a subnet and a pruned model keep some."""
+        return self.shape.experts.get(index, range(self.experts)) if self.shape else range(self.experts)
 
     def build_layer(self, index: int) -> MoELayer:
         """A freshly initialised MoE layer, layer ``index`` of the stack."""
         count, group = self.expert_count(index), self.group
-        router = None
+        router: SentenceRouter | TokenRouter | None = None
         if self.table is None:
-            kind = SentenceRouter if self.routing == "sentence" else TokenRouter
-            router = kind(self.width, count, self.top_k, self.jitter)
+            gate = self.width, count, self.top_k, self.jitter
+            router = SentenceRouter(*gate) if self.routing == "sentence" else TokenRouter(*gate, self._allowed(index))
         activation = utils.get_activation_fn(self.activation)
         held = None if group is None else group.held(count)
         experts = Experts(count, self.width, self.ffn_dim, activation, self.expert_dropout, held)
@@ -142,6 +151,19 @@ class StackConfig:
             mark_as_spread(experts, group.size)
             dispatcher = AllToAllDispatcher(group)
         return MoELayer(count, experts, router, self.capacity_factor, self.eval_capacity_factor, dispatcher)
+
+    def _allowed(self, index: int) -> Tensor | None:
+        restriction = self.restriction
+        return None if restriction is None else allowed_experts(restriction.allowed[index], self.expert_count(index))
+
+    @property
+    def restriction(self) -> Restriction | None:
+        """Which experts the tokens of each language may choose; None: any."""
+        return self.shape.restriction if self.shape else None
+
+    def build_restricted(self) -> RestrictedRows | None:
+        """Tells the languages that are restricted; None if none is."""
+        return None if self.restriction is None else RestrictedRows(self.restriction.table(self.langs))
 
     def build_gates(self) -> TaskGates | FixedTaskGates:
         """Freshly initialised gates of tasks; those of a subnet get their table from the checkpoint."""

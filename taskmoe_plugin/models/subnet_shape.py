@@ -1,37 +1,93 @@
-"""What extraction has left of a stack, where its layers differ from each other."""
+"""What a conversion or extraction has left of a stack, where its layers differ from each other."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from taskmoe_plugin.models.task_table import TaskTable
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """Which experts the tokens of each language may choose, in a stack that routes by token.
+
+    Attributes:
+        by: what decides: ``source``, ``target`` or ``pair``.
+        pairs: the pairs it was made for.
+        allowed: for each MoE layer, for each task of ``table``, ascending places of its experts among the layer's.
+    """
+
+    by: str
+    pairs: tuple[str, ...]
+    allowed: Mapping[int, tuple[tuple[int, ...], ...]]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Restriction:
+        """What ``asdict`` made of it, after its way through JSON."""
+        allowed = {int(layer): tuple(map(tuple, tasks)) for layer, tasks in content["allowed"].items()}
+        return cls(content["by"], tuple(content["pairs"]), allowed)
+
+    def table(self, langs: Sequence[str]) -> TaskTable:
+        """The tasks.
+
+        Args:
+            langs: all languages, in the order of their ids.
+        """
+        return TaskTable.build(self.by, langs, self.pairs)
+
+    def experts_of(self, layer: int, pairs: Iterable[str], langs: Sequence[str]) -> tuple[int, ...]:
+        """The experts of a layer that any of some pairs may choose, ascending."""
+        tasks = self._tasks(pairs, langs)
+        return tuple(sorted({expert for task in tasks for expert in self.allowed[layer][task]}))
+
+    def without(self, pairs: Sequence[str], langs: Sequence[str]) -> Restriction:
+        """The restriction of some of the pairs, in layers that have only the experts of these left."""
+        kept = self._tasks(pairs, langs)
+        allowed = {}
+        for layer, tasks in self.allowed.items():
+            place = {expert: new for new, expert in enumerate(self.experts_of(layer, pairs, langs))}
+            allowed[layer] = tuple(tuple(place[expert] for expert in tasks[task]) for task in kept)
+        return Restriction(self.by, tuple(pairs), allowed)
+
+    def _tasks(self, pairs: Iterable[str], langs: Sequence[str]) -> list[int]:
+        """The tasks of some pairs, in the order that they have without the others."""
+        names = self.table(langs).names
+        return [names.index(name) for name in TaskTable.build(self.by, langs, list(pairs)).names]
 
 
 @dataclass(frozen=True)
 class SubnetShape:
-    """The layers of one stack of a subnet.
+    """The layers of one stack that has lost some of its experts.
 
     Attributes:
         ffn_dims: hidden width of the feed-forward network of each layer; empty: all have the stack's ffn dim.
-        experts: for each MoE layer that routes by a fixed table, the global indices of the experts it kept.
+        experts: for each MoE layer that lost experts, the global indices of those it kept.
+        restriction: which of them a token may choose; None: any.
     """
 
-    ffn_dims: tuple[int, ...]
-    experts: Mapping[int, tuple[int, ...]]
+    ffn_dims: tuple[int, ...] = ()
+    experts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    restriction: Restriction | None = None
 
     @classmethod
     def of(cls, args: Namespace, stack: str) -> SubnetShape | None:
-        """The shape of the ``encoder`` or ``decoder`` that a model's arguments carry; None if it is no subnet."""
+        """The shape of the ``encoder`` or ``decoder`` that a model's arguments carry; None if it lost nothing."""
         shapes = getattr(args, "taskmoe_subnet", None)
         if shapes is None:
             return None
         shape = json.loads(shapes)[stack]
-        return cls(tuple(shape["ffn_dims"]), {int(index): tuple(kept) for index, kept in shape["experts"].items()})
+        restriction = shape.get("restriction")
+        return cls(
+            tuple(shape["ffn_dims"]),
+            {int(index): tuple(kept) for index, kept in shape["experts"].items()},
+            None if restriction is None else Restriction.from_json(restriction),
+        )
 
     @staticmethod
     def write(args: Namespace, shapes: Mapping[str, SubnetShape]) -> None:
         """Note the shapes of both stacks in a model's arguments."""
-        args.taskmoe_subnet = json.dumps(
-            {stack: {"ffn_dims": shape.ffn_dims, "experts": dict(shape.experts)} for stack, shape in shapes.items()}
-        )
+        args.taskmoe_subnet = json.dumps({stack: asdict(shape) for stack, shape in shapes.items()})

@@ -171,6 +171,12 @@ class TaskMoETransformerModel(TransformerModel):
                     f"--source-lang {source} --target-lang {target}: the {name}'s {stack.moe_config.routing} routing "
                     f"knows only the pairs it was trained on: {self.args.taskmoe_lang_pairs}"
                 )
+            restriction = stack.moe_config.restriction
+            if restriction is not None and restriction.table(langs).lookup[ids] < 0:
+                raise UsageError(
+                    f"--source-lang {source} --target-lang {target}: the {name} was pruned to the experts of other "
+                    f"pairs: {','.join(restriction.pairs)}"
+                )
 
 
 def _check_languages(given: str, trained: str) -> None:

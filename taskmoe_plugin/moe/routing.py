@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,11 +104,25 @@ class TokenRouter(_LinearRouter):
         experts: E.
         top_k: K.
         jitter: see ``LinearGate``.
+        allowed: (U, E) bool, the experts that the tokens of each task may choose, at least K for each; None: all.
     """
+
+    allowed: Tensor | None
+
+    def __init__(
+        self, width: int, experts: int, top_k: int, jitter: float = 0.0, allowed: Tensor | None = None
+    ) -> None:
+        super().__init__(width, experts, top_k, jitter)
+        self.register_buffer("allowed", allowed, persistent=False)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
         """Route flattened activations ``x`` (T·B, C)."""
-        gates = top_k_gates(self.gate(tokens.take(x)), self.top_k)
+        logits = self.gate(tokens.take(x))
+        if self.allowed is not None:
+            assert tokens.task is not None
+            allowed = self.allowed.index_select(0, tokens.task.index_select(0, tokens.row))
+            logits = logits.masked_fill(allowed.logical_not(), -math.inf)
+        gates = top_k_gates(logits, self.top_k)
         count = tokens.row.numel()
         share = torch.full((count,), 1.0 / max(count, 1), device=x.device)
         return Routing(gates=gates, share=share, tokens=tokens, experts=gates.experts, weights=gates.weights)

@@ -17,21 +17,30 @@ class Tokens:
         index: (N,) int64, the place of each token among the T·B flattened ones; None when there is no padding.
         rows: B, the number of rows.
         sentence: (B, C), what a sentence router routes by; None: the mean of the row's tokens at the layer's input.
+        task: (B,) int64, the task of each row, by which a token router may restrict the choice.
     """
 
     row: Tensor
     index: Tensor | None
     rows: int
     sentence: Tensor | None = None
+    task: Tensor | None = None
 
     @classmethod
-    def from_padding(cls, padding: Tensor, count: int | None = None, sentence: Tensor | None = None) -> Tokens:
+    def from_padding(
+        cls,
+        padding: Tensor,
+        count: int | None = None,
+        sentence: Tensor | None = None,
+        task: Tensor | None = None,
+    ) -> Tokens:
         """Build from a padding mask.
 
         Args:
             padding: (B, T) bool, True at padding (the layout of fairseq's masks).
             count: N, where the host knows it; otherwise a GPU must be waited for.
             sentence: (B, C), see ``sentence``.
+            task: (B,), see ``task``.
         """
         batch, length = padding.shape
         row = torch.arange(batch, device=padding.device).repeat(length)
@@ -39,9 +48,9 @@ class Tokens:
         if count is None:
             count = int(kept.sum())
         if count == kept.numel():
-            return cls(row, None, batch, sentence)
+            return cls(row, None, batch, sentence, task)
         index = _nonzero(kept, count)
-        return cls(row.index_select(0, index), index, batch, sentence)
+        return cls(row.index_select(0, index), index, batch, sentence, task)
 
     @property
     def device(self) -> torch.device:

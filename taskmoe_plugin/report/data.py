@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.moe import Usage, counted_usage
 from taskmoe_plugin.report.usage import StackUsage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
-from taskmoe_plugin.subnet.decoders import BATCH, FairseqDecoder, build_model, build_task
-from taskmoe_plugin.subnet.verify import Sentences, read_sentences
-from taskmoe_plugin.subnet.vocabulary import DictionaryReader
+from taskmoe_plugin.subnet.decoders import BATCH
+from taskmoe_plugin.subnet.references import References
 
 
 def measured_usage(
@@ -37,32 +34,19 @@ def measured_usage(
     Raises:
         TaskMoEError: a pair has no such set, or the data's dictionaries do not fit the model.
     """
-    reader = DictionaryReader(checkpoint, data)
-    sentences = {pair: _sentences(reader, data, subset, pair, count) for pair in checkpoint.pairs}
-    tasks = {pair: build_task(checkpoint.cfg["task"], checkpoint.args.arch, data[0], pair) for pair in sentences}
-    model = build_model(checkpoint.args, tasks[checkpoint.pairs[0]], checkpoint.tensors.all())
-    layers = [layer for stack in stacks for layer in getattr(model, stack).moe_layers]
-    totals = [torch.zeros(len(sentences), layer.num_experts, 2) for layer in layers]
-    progress = tqdm(sentences.items(), desc=subset, unit=" pairs", delay=1, leave=False, disable=None)
-    for row, (pair, each) in enumerate(progress):
-        with counted_usage(layers, torch.full((BATCH,), row), len(sentences)) as sums:
-            FairseqDecoder(tasks[pair], model).score(each.sources, each.targets)
-        for total, found in zip(totals, sums):
-            total += found
+    pairs = checkpoint.pairs
+    references = References(checkpoint, data, pairs, subset, count)
+    layers = [layer for stack in stacks for layer in getattr(references.model, stack).moe_layers]
+    places = [(config, index) for config, indices in stacks.values() for index in indices]
+    # A pruned layer has not all of its experts, which keep their numbers.
+    totals = [torch.zeros(len(pairs), config.experts, 2) for config, _ in places]
+    for row, pair in enumerate(pairs):
+        with counted_usage(layers, torch.full((BATCH,), row), len(pairs)) as sums:
+            references.run(pair)
+        for total, found, (config, index) in zip(totals, sums, places):
+            total[:, list(config.held_experts(index))] += found
     by_layer = iter(totals)
     return [
-        StackUsage(
-            config, tuple(sentences), {index: Usage.of_counts(next(by_layer), config.top_k) for index in indices}
-        )
+        StackUsage(config, tuple(pairs), {index: Usage.of_counts(next(by_layer), config.top_k) for index in indices})
         for config, indices in stacks.values()
     ]
-
-
-def _sentences(reader: DictionaryReader, data: Sequence[Path], subset: str, pair: str, count: int | None) -> Sentences:
-    vocabularies = reader.read([pair])
-    try:
-        return read_sentences(data, subset, pair, vocabularies, count)
-    except TaskMoEError:
-        raise TaskMoEError(
-            f"{data[0]}: no {subset} set of {pair}; binarise one, or name another with --gen-subset"
-        ) from None

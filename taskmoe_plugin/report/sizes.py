@@ -55,9 +55,10 @@ def _feed_forward(tensors: MappedTensors, plan: Plan, padded: bool) -> int:
     for stack in plan.stacks.values():
         dims = ffn_dims(tensors, stack)
         for layer, width in enumerate(dims):
-            if stack.fate is Fate.WHOLE and layer in stack.moe_layers:
+            if stack.fate in (Fate.WHOLE, Fate.PRUNED) and layer in stack.moe_layers:
                 prefix = f"{stack.config.stack}.layers.{layer}.moe."
-                total += sum(tensors.shape(name).numel() for name in tensors.names() if name.startswith(prefix))
+                held = sum(tensors.shape(name).numel() for name in tensors.names() if name.startswith(prefix))
+                total += held // stack.config.expert_count(layer) * len(stack.kept_experts(layer))
             else:
                 total += _network(stack, max(dims) if padded else width)
     return total

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import exact_offsets
-from taskmoe_plugin.models.config import check_format
+from taskmoe_plugin.models.config import STACKS, check_format
+from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.parallel.shards import KEY, ExpertShards
 from taskmoe_plugin.subnet import pages
 
@@ -113,7 +114,11 @@ class Checkpoint:
 
     @property
     def pairs(self) -> list[str]:
-        """The language pairs that the model was trained on."""
+        """The language pairs that the model was trained on, or pruned to."""
+        for stack in STACKS:
+            shape = SubnetShape.of(self.args, stack)
+            if shape is not None and shape.restriction is not None:
+                return list(shape.restriction.pairs)
         return self.args.taskmoe_lang_pairs.split(",")  # type: ignore[no-any-return]
 
     @classmethod
@@ -172,7 +177,8 @@ def _check_model(path: Path, args: Any) -> None:
     if model != MODEL:
         kind = "a dense model, which has no experts" if model == "transformer" else f"not {MODEL}"
         raise TaskMoEError(f"--path {path}: a checkpoint of architecture {arch}, {kind}; give one of {MODEL}")
-    if getattr(args, "taskmoe_subnet", None):
+    shapes = [SubnetShape.of(args, stack) for stack in STACKS]
+    if any(shape is not None and shape.ffn_dims for shape in shapes):
         raise TaskMoEError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
 
 

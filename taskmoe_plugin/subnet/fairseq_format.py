@@ -55,8 +55,7 @@ def plugin_args(args: Namespace, plan: Plan, dims: Mapping[str, list[int]]) -> N
     args.moe_task_gate = "learned"
     shapes = {}
     for name, stack in plan.stacks.items():
-        routed = stack.moe_layers if stack.fate is Fate.ROUTED else []
-        shapes[name] = SubnetShape(tuple(dims[name]), {layer: stack.kept_experts(layer) for layer in routed})
+        shapes[name] = stack.shape(dims[name])
         if stack.fate in (Fate.FOLDED, Fate.DENSE):
             setattr(args, f"{name}_moe_freq", 0)
     SubnetShape.write(args, shapes)

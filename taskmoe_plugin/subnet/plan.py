@@ -14,6 +14,7 @@ from torch import Tensor
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.models.stack import StackConfig
+from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.moe import Gates
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
@@ -35,6 +36,7 @@ class Fate(Enum):
     FOLDED = "folded"  # the experts of the one task become one feed-forward network
     ROUTED = "routed"  # the experts of several tasks are kept, and which task uses which
     WHOLE = "whole"  # it routes by sentence or token, and keeps all experts
+    PRUNED = "pruned"  # it routes by token among some experts of each language, and keeps those of the pairs
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class StackPlan:
         fate: see ``Fate``.
         layers: number of layers.
         moe_layers: indices of its MoE layers.
+        pairs: the pairs that the subnet translates.
         gates: for each MoE layer that routes by task, the gates of the kept tasks, U = len(tasks).
         tasks: names of the kept tasks; those of ``table_args``.
         task: the place in ``tasks`` of each pair's task.
@@ -55,15 +58,33 @@ class StackPlan:
     fate: Fate
     layers: int
     moe_layers: list[int]
+    pairs: tuple[str, ...]
     gates: dict[int, tuple[Tensor, Tensor]]
     tasks: tuple[str, ...]
     task: dict[str, int]
 
     def kept_experts(self, layer: int) -> tuple[int, ...]:
-        """Global indices of the experts that an MoE layer keeps, ascending."""
+        """The experts that an MoE layer keeps, by their places in the full model, ascending."""
+        restriction = self.config.restriction
+        if restriction is not None:
+            return restriction.experts_of(layer, self.pairs, self.config.langs)
         if self.fate is Fate.WHOLE:
-            return tuple(range(self.config.experts))
+            return tuple(range(self.config.expert_count(layer)))
         return tuple(sorted(set(self.gates[layer][0].flatten().tolist())))
+
+    def shape(self, ffn_dims: Sequence[int]) -> SubnetShape:
+        """The shape of the stack in the subnet.
+
+        Args:
+            ffn_dims: the width of the feed-forward network of each layer.
+        """
+        routed = [] if self.fate is Fate.FOLDED else self.moe_layers
+        before = {layer: self.config.held_experts(layer) for layer in routed}
+        experts = {layer: tuple(before[layer][place] for place in self.kept_experts(layer)) for layer in routed}
+        restriction = self.config.restriction
+        if restriction is not None:
+            restriction = restriction.without(self.pairs, self.config.langs)
+        return SubnetShape(tuple(ffn_dims), experts, restriction)
 
 
 @dataclass(frozen=True)
@@ -85,11 +106,12 @@ class Plan:
 
     @property
     def form(self) -> str:
-        """What to call the subnet: folded, union, or partial with the stack that keeps all its experts."""
-        whole = [name for name, stack in self.stacks.items() if stack.fate is Fate.WHOLE]
+        """What to call the subnet: folded, union, pruned, or partial with the stack that keeps all its experts."""
+        fates = {stack.fate: name for name, stack in self.stacks.items()}
         union = "union" if len(self.pairs) > 1 else ""
-        partial = f"partial, {whole[0]} whole" if whole else ""
-        return " ".join(filter(None, (union, partial))) or "folded"
+        pruned = "pruned" if Fate.PRUNED in fates else ""
+        partial = f"partial, {fates[Fate.WHOLE]} whole" if Fate.WHOLE in fates else ""
+        return " ".join(filter(None, (union, pruned, partial))) or "folded"
 
 
 def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
@@ -110,7 +132,7 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
                 f"--lang-pairs {pair}: {checkpoint.path} was not trained on it; it has {','.join(checkpoint.pairs)}"
             )
     stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}
-    if not any(stack.gates for stack in stacks.values()):
+    if not any(stack.fate in (Fate.FOLDED, Fate.ROUTED, Fate.PRUNED) for stack in stacks.values()):
         raise TaskMoEError(
             f"--path {checkpoint.path}: no stack routes by task, so every pair needs the whole model; train with "
             "source, target, pair or group routing"
@@ -122,7 +144,8 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     config = StackConfig.from_args(checkpoint.args, stack)
     layers, moe_layers = config.layers, config.moe_layers
     if config.table is None or not moe_layers:
-        return StackPlan(config, Fate.WHOLE if moe_layers else Fate.DENSE, layers, moe_layers, {}, (), {})
+        fate = Fate.DENSE if not moe_layers else Fate.WHOLE if config.restriction is None else Fate.PRUNED
+        return StackPlan(config, fate, layers, moe_layers, tuple(pairs), {}, (), {})
     kept = StackConfig.from_args(args_for(checkpoint.args, pairs), stack).table
     assert kept is not None
     rows = [config.table.names.index(name) for name in kept.names]
@@ -130,7 +153,7 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     gates = {layer: _rows(table, rows) for layer, table in tables.items()}
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
     fate = Fate.FOLDED if len(pairs) == 1 else Fate.ROUTED
-    return StackPlan(config, fate, layers, moe_layers, gates, kept.names, task)
+    return StackPlan(config, fate, layers, moe_layers, tuple(pairs), gates, kept.names, task)
 
 
 def args_for(args: Namespace, pairs: Sequence[str]) -> Namespace:

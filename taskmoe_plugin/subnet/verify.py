@@ -240,7 +240,7 @@ def read_sentences(
                 if len(sentences.sources) != len(sentences.targets):
                     raise TaskMoEError(f"{prefix}*: the two languages have different numbers of sentences; {AGAIN}")
                 return sentences
-    raise TaskMoEError(f"{data[0]}: no {subset} set of {pair}, which --verify needs; name another with --gen-subset")
+    raise TaskMoEError(f"{data[0]}: no {subset} set of {pair}; binarise one, or name another with --gen-subset")
 
 
 def _read(prefix: str, vocabulary: Vocabulary, count: int | None) -> list[list[str]]:

@@ -102,7 +102,8 @@ def _network_bytes(tensors: MappedTensors, stack: StackPlan, layer: int) -> int:
     names = [_part_name(stack, layer, part) for part in PARTS]
     if layer not in stack.moe_layers:
         return sum(map(tensors.nbytes, names))
-    return sum(tensors.nbytes(name) // stack.config.experts for name in names) * len(stack.kept_experts(layer))
+    count = stack.config.expert_count(layer)
+    return sum(tensors.nbytes(name) // count for name in names) * len(stack.kept_experts(layer))
 
 
 def ffn_dims(tensors: MappedTensors, stack: StackPlan) -> list[int]:
@@ -181,9 +182,9 @@ def _moe_layer(tensors: MappedTensors, stack: StackPlan, layer: int) -> Iterator
         name = _part_name(stack, layer, part)
         shape = torch.Size((len(kept), *tensors.shape(name)[1:]))
         yield name, Recipe(shape, partial(_stacked, shape, name, kept))
-    if stack.fate is Fate.WHOLE:
-        router = f"{stack.config.stack}.layers.{layer}.moe.router."
-        yield from ((name, _constant(tensors.tensor(name))) for name in tensors.names() if name.startswith(router))
+    if stack.fate in (Fate.WHOLE, Fate.PRUNED):
+        name = f"{stack.config.stack}.layers.{layer}.moe.router.gate.weight"
+        yield name, _constant(tensors.tensor(name)[list(kept)])
 
 
 def _stacked(shape: torch.Size, name: str, experts: tuple[int, ...], read: Read) -> Tensor:

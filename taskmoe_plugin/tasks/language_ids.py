@@ -6,6 +6,7 @@ the ids belong to the sentence: each item carries them, and the collater keeps t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,10 +103,18 @@ class LanguageIdDatasetManager(MultilingualDatasetManager):
     """fairseq's data manager, with language ids on every item it loads; damaged files are named."""
 
     @classmethod
+    def split_exists(cls, split: str, src: str, tgt: str, lang: str, data_path: str, dataset_impl: str | None) -> bool:
+        # A set of which one file is missing does not exist for fairseq, which then names none.
+        check_set(str(Path(data_path, f"{split}.{src}-{tgt}.{lang}")))
+        return super().split_exists(split, src, tgt, lang, data_path, dataset_impl)  # type: ignore[no-any-return]
+
+    @classmethod
     def load_data(cls, path: str, vdict: Any, impl: str | None) -> Any:
         check_set(path)
         dataset = super().load_data(path, vdict, impl)
-        return None if dataset is None else CheckedDataset(dataset, path, len(vdict))
+        if dataset is None:
+            raise TaskMoEError(f"{path}.idx: no such file, although the set has another language; {AGAIN}")
+        return CheckedDataset(dataset, path, len(vdict))
 
     def load_a_dataset(self, *, src: str, tgt: str, **kwargs: Any) -> LanguageIdDataset:
         try:

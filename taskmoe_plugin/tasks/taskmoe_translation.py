@@ -20,6 +20,7 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import UsageError, use_one_line_errors
 from taskmoe_plugin.files.dictionaries import read_dictionary
+from taskmoe_plugin.files.explaining import explain
 from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
@@ -53,7 +54,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         leave_defaults_open(parser)
         add_bleu_args(parser)
         # Only a command line is parsed with this: a notebook or a program gets exceptions.
-        use_one_line_errors()
+        use_one_line_errors(explain)
 
     def __init__(self, args: Any, langs: list[str], dicts: dict[str, Any], training: bool) -> None:
         super().__init__(args, langs, dicts, training)

@@ -88,7 +88,7 @@ def test_a_student_is_trained_through_fairseqs_command(corpus: Corpus, teacher: 
     ("flags", "said"),
     [
         ({"distill_wt": 1.5}, "--distill-wt 1.5: give a value from 0 to 1"),
-        ({"distill_from": "nowhere.pt"}, "--distill-from nowhere.pt: cannot be read"),
+        ({"distill_from": "nowhere.pt"}, "--distill-from nowhere.pt: no such file"),
     ],
 )
 def test_mistakes_are_one_line(

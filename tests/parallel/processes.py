@@ -1,8 +1,7 @@
-"""Several real processes, forked from one that has imported everything: importing takes fairseq ten seconds."""
+"""Several real processes of one group."""
 
 from __future__ import annotations
 
-import multiprocessing
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +13,9 @@ from uuid import uuid4
 import torch
 from torch import distributed as dist
 
+from tests.helpers.forking import context
+
 PATIENCE = 900  # seconds
-_context = multiprocessing.get_context("forkserver")
-# PyTorch imports the second with the first update.
-_context.set_forkserver_preload(["tests.parallel.jobs", "torch._dynamo"])
 
 
 @contextmanager
@@ -32,7 +30,7 @@ def started(job: Callable[..., None], processes: int, directory: Path, *args: An
     """
     meeting = directory / f"meeting-{uuid4().hex}"
     running = [
-        _context.Process(target=_run, args=(job, meeting, rank, processes, directory, *args))
+        context.Process(target=_run, args=(job, meeting, rank, processes, directory, *args))
         for rank in range(processes)
     ]
     for process in running:

@@ -219,7 +219,7 @@ def test_data_that_trimming_or_verifying_needs_must_be_there(
     line = error_of(capsys, tmp_path / "out", data, full, "en-de", "--trim-vocabulary")
     assert f"{data}: no training data of en-de (train.en-de.en.bin), which --trim-vocabulary needs" in line
     line = error_of(capsys, tmp_path / "out", data, full, "en-de", "--verify")
-    assert f"{data}: no test set of en-de, which --verify needs" in line
+    assert f"{data}: no test set of en-de; binarise one" in line
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""Commands in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.forking import context
+
+ENTRY_POINTS = {
+    "taskmoe": "taskmoe_plugin.cli.main:main",
+    "fairseq-extract-subnet": "taskmoe_plugin.cli.extract_subnet:main",
+    **{f"fairseq-{tool}": f"fairseq_cli.{tool}:cli_main" for tool in ("train", "generate", "interactive", "validate")},
+}
+PATIENCE = 120  # seconds
+_LOG = re.compile(r"\d{4}-\d\d-\d\d |(DEBUG|INFO|WARNING|ERROR)[: ]|\s*$")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended.
+
+    Attributes:
+        status: its exit status; minus the signal that killed it.
+        errors: what it wrote to standard error, without the lines of logs.
+        output: what it wrote to standard output.
+        seconds: how long it took.
+    """
+
+    status: int
+    errors: list[str]
+    output: str
+    seconds: float
+
+
+def start(command: Sequence[Any], directory: Path) -> BaseProcess:
+    """Start a command; what it writes goes to ``stdout`` and ``stderr`` in a directory that is there."""
+    process = context.Process(target=_run, args=([str(each) for each in command], directory))
+    process.start()
+    return process
+
+
+def run(command: Sequence[Any], directory: Path, kill_after: float | None = None) -> Ended:
+    """Run a command to its end, or kill it after some seconds."""
+    directory.mkdir(exist_ok=True)
+    begin = time.monotonic()
+    process = start(command, directory)
+    process.join(PATIENCE if kill_after is None else kill_after)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        assert kill_after is not None, f"{command} did not end"
+    seconds = time.monotonic() - begin
+    lines = (directory / "stderr").read_text(errors="replace") if (directory / "stderr").exists() else ""
+    errors = [line for line in lines.splitlines() if not _LOG.match(line)]
+    output = (directory / "stdout").read_text(errors="replace") if (directory / "stdout").exists() else ""
+    assert process.exitcode is not None
+    return Ended(process.exitcode, errors, output, seconds)
+
+
+def _run(command: list[str], directory: Path) -> None:
+    for descriptor, name in enumerate(("stdout", "stderr"), 1):
+        os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    # Where the tests run in the background, a shell has them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    module, _, function = ENTRY_POINTS[command[0]].partition(":")
+    sys.argv = command
+    status: Any = 0
+    try:
+        getattr(importlib.import_module(module), function)()
+    except SystemExit as end:
+        status = end.code
+    except BaseException as error:
+        # As the interpreter does.
+        status = 1
+        try:
+            sys.excepthook(type(error), error, error.__traceback__)
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            traceback.print_exc()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
