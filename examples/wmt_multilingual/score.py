@@ -8,7 +8,6 @@ the lengths of translation and reference, in words of BLEU.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shlex
 import subprocess
@@ -16,13 +15,13 @@ import tempfile
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 import text
+from taskmoe_plugin.scoring import make_bleu
 from text import Direction, TextError
 
 HEADS = {"bleu": "BLEU", "chrf": "chrF", "comet": "COMET", "length_ratio": "ratio"}
@@ -46,7 +45,7 @@ def score_direction(hypotheses: Path, reference: Path, lang: str, tokenize: str 
     references, translations = list(text.read_lines(reference)), read_translations(hypotheses)
     if len(translations) != len(references):
         raise TextError(f"{hypotheses}: {len(translations)} translations, but {len(references)} lines in {reference}")
-    bleu, chrf = make_bleu(lang, tokenize), CHRF()
+    bleu, chrf = bleu_of(lang, tokenize), CHRF()
     score = bleu.corpus_score(translations, [references])
     return {
         "sentences": len(references),
@@ -58,22 +57,9 @@ def score_direction(hypotheses: Path, reference: Path, lang: str, tokenize: str 
     }
 
 
-def load_scoring() -> ModuleType:
-    """``taskmoe_plugin.scoring`` by itself: the package, and fairseq with it, takes seconds to import."""
-    package = importlib.util.find_spec("taskmoe_plugin")
-    if package is None or not package.submodule_search_locations:
-        raise TextError("taskmoe_plugin: not found; activate the environment where it is installed")
-    spec: Any = importlib.util.spec_from_file_location(
-        "scoring", Path(package.submodule_search_locations[0], "scoring.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_bleu(lang: str, tokenize: str | None) -> BLEU:
+def bleu_of(lang: str, tokenize: str | None) -> BLEU:
     try:
-        return load_scoring().make_bleu(lang, tokenize, "--tokenize")  # type: ignore[no-any-return]
+        return make_bleu(lang, tokenize, "--tokenize")
     except ValueError as error:
         raise TextError(str(error)) from error
 
