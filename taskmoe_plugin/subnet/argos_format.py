@@ -17,12 +17,14 @@ VERSION = "1.0"
 ARGOS_VERSION = "1.9.0"  # the first that passes target_prefix on
 
 
-def check_supported() -> None:
-    """Refuse to go on without what knows the names of languages.
+def check_supported(pairs: Sequence[str]) -> None:
+    """Refuse what does not go into a package, and to go on without what knows the names of languages.
 
     Raises:
-        TaskMoEError: a package is missing.
+        TaskMoEError: there are several pairs, or a package is missing.
     """
+    if len(pairs) > 1:
+        raise TaskMoEError(f"--format argos: a package has one pair, not {'+'.join(pairs)}; extract them one by one")
     if not (find_spec("langcodes") and find_spec("language_data")):
         raise TaskMoEError("--format argos: needs packages that are not here; pip install langcodes language_data")
 

@@ -29,7 +29,7 @@ from taskmoe_plugin.subnet import (
     sentencepiece_model,
 )
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
-from taskmoe_plugin.subnet.langtokens import prefixes
+from taskmoe_plugin.subnet.langtokens import check_built_in, left_open, prefixes
 from taskmoe_plugin.subnet.output import check_free
 from taskmoe_plugin.subnet.plan import Plan, make_plan
 from taskmoe_plugin.subnet.report import Row, Size, count_parameters, describe_gates, versions, write_json
@@ -139,10 +139,11 @@ def _job(
     check_free(directory, options.force)
     plan = make_plan(checkpoint, pairs)
     args, task = checkpoint.args, checkpoint.cfg["task"]
+    check_built_in(task, pairs, options.format)
     if options.in_ctranslate2:
         ctranslate2_format.check_supported(plan, args, task, options.format)
     if options.format == "argos":
-        argos_format.check_supported()
+        argos_format.check_supported(pairs)
     if options.format == "huggingface":
         huggingface_format.check_supported(plan, args, task)
     vocabularies = reader.read(pairs)
@@ -204,9 +205,9 @@ class _Extraction:
         return Row(self.job.name, self.job.plan.form, full, subnet, seconds, verified)
 
     @property
-    def _prefixes(self) -> dict[str, tuple[list[str], list[str]]]:
-        """The language tokens that source and target of each pair begin with."""
-        return {pair: prefixes(self.checkpoint.cfg["task"], pair) for pair in self.job.plan.pairs}
+    def _first(self) -> tuple[list[str], list[str]]:
+        """The language tokens that source and target of the first pair begin with."""
+        return prefixes(self.checkpoint.cfg["task"], self.job.plan.pairs[0])
 
     def _pieces(self, vocabularies: Vocabularies) -> PieceModel | None:
         if self.pieces is None or not self.options.trim_vocabulary:
@@ -216,8 +217,8 @@ class _Extraction:
     def _pack(self, directory: Path, model: Path, pieces: PieceModel | None, card: str) -> str:
         """Make a package of a model, which goes; returns the package's name."""
         assert pieces is not None
-        [(pair, (_, target))] = self._prefixes.items()
-        package = argos_format.pack(directory, pair, model, pieces, target, card)
+        [pair] = self.job.plan.pairs
+        package = argos_format.pack(directory, pair, model, pieces, self._first[1], card)
         shutil.rmtree(model)
         return package.name
 
@@ -252,7 +253,6 @@ class _Extraction:
     ) -> dict[str, Any]:
         """Write the model; returns what ``subnet.json`` says of its format."""
         checkpoint, plan, format = self.checkpoint, self.job.plan, self.options.format
-        first = self._prefixes[plan.pairs[0]]
         if format in ("fairseq", "ctranslate2"):
             vocabularies.write(directory, restriction=self.options.trim_vocabulary)
         if pieces and format != "argos":
@@ -260,7 +260,7 @@ class _Extraction:
         if self.options.in_ctranslate2:
             quantization = self.options.quantization
             ctranslate2_format.write_model(
-                directory, checkpoint.args, making, read, vocabularies, first[0], quantization
+                directory, checkpoint.args, making, read, vocabularies, self._first[0], quantization
             )
             return {"format": format, "file": "model.bin", "quantization": quantization, "ffn_dims": dims}
         if widths:
@@ -270,7 +270,7 @@ class _Extraction:
         weights, padding = read_weights(making, read), {"padded_to": widths} if widths else {}
         if format == "huggingface":
             assert pieces is not None
-            huggingface_format.write_model(directory, args, weights, vocabularies.source, pieces, first)
+            huggingface_format.write_model(directory, args, weights, vocabularies.source, pieces, self._first)
             return {"format": format, "file": huggingface_format.FILE, "ffn_dims": dims, **padding}
         fairseq_format.write_model(directory / "model.pt", checkpoint, plan, args, weights)
         return {"format": format, "file": "model.pt", "arch": args.arch, "ffn_dims": dims, **padding}
@@ -294,14 +294,7 @@ class _Extraction:
             },
             "sentencepiece_model": sentencepiece_model.NAME if pieces and self.options.format != "argos" else None,
             "max_positions": {"source": args.max_source_positions, "target": args.max_target_positions},
-            # What is left to whoever uses the model: CTranslate2 puts in the source's token, others both.
-            "prefixes": {
-                pair: {
-                    "source": source if self.options.format == "fairseq" else [],
-                    "target": target if self.options.format in ("fairseq", "ctranslate2") else [],
-                }
-                for pair, (source, target) in self._prefixes.items()
-            },
+            "prefixes": left_open(self.checkpoint.cfg["task"], plan.pairs, self.options.format),
             "versions": versions("taskmoe_plugin", "torch", "ve-fairseq", "fairseq", "ctranslate2"),
         }
 

@@ -108,7 +108,7 @@ class Plan:
     def form(self) -> str:
         """What to call the subnet: folded, union, pruned, or partial with the stack that keeps all its experts."""
         fates = {stack.fate: name for name, stack in self.stacks.items()}
-        union = "union" if len(self.pairs) > 1 else ""
+        union = "union" if len(self.pairs) > 1 and not self.dense else ""
         pruned = "pruned" if Fate.PRUNED in fates else ""
         partial = f"partial, {fates[Fate.WHOLE]} whole" if Fate.WHOLE in fates else ""
         return " ".join(filter(None, (union, pruned, partial))) or "folded"
@@ -118,7 +118,8 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
     """Plan the subnet of some pairs.
 
     Raises:
-        TaskMoEError: a pair was not trained, the model has nothing that could be left out, or parts of unknown purpose.
+        TaskMoEError: the model does not translate a pair, has nothing that could be left out, or parts of unknown
+            purpose.
     """
     unknown = [name for name in checkpoint.tensors.names() if not _KNOWN.fullmatch(name)]
     if unknown:
@@ -127,10 +128,7 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
             "additions are not supported"
         )
     for pair in pairs:
-        if pair not in checkpoint.pairs:
-            raise TaskMoEError(
-                f"--lang-pairs {pair}: {checkpoint.path} was not trained on it; it has {','.join(checkpoint.pairs)}"
-            )
+        _check_pair(checkpoint, pair)
     stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}
     if not any(stack.fate in (Fate.FOLDED, Fate.ROUTED, Fate.PRUNED) for stack in stacks.values()):
         raise TaskMoEError(
@@ -138,6 +136,22 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
             "source, target, pair or group routing"
         )
     return Plan(tuple(pairs), stacks)
+
+
+def _check_pair(checkpoint: Checkpoint, pair: str) -> None:
+    """Raise ``TaskMoEError`` if the model does not translate a pair; it need not have been trained on it."""
+    where, trained = f"--lang-pairs {pair}: {checkpoint.path}", ",".join(checkpoint.pairs)
+    for lang in split_pair(pair):
+        if lang not in checkpoint.langs:
+            raise TaskMoEError(f"{where} does not know the language {lang}; it was trained on {trained}")
+    for stack in STACKS:
+        config = StackConfig.from_args(checkpoint.args, stack)
+        table = config.table if config.restriction is None else config.restriction.table(checkpoint.langs)
+        if config.moe_layers and table is not None and table.lookup[_ids(checkpoint.langs, pair)] < 0:
+            raise TaskMoEError(
+                f"{where} has no experts for it in the {stack}, which routes by {config.routing}; it was trained on "
+                f"{trained}"
+            )
 
 
 def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> StackPlan:
@@ -152,7 +166,7 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     tables = task_tables(checkpoint.tensors, config)
     gates = {layer: _rows(table, rows) for layer, table in tables.items()}
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
-    fate = Fate.FOLDED if len(pairs) == 1 else Fate.ROUTED
+    fate = Fate.FOLDED if len(kept.names) == 1 else Fate.ROUTED
     return StackPlan(config, fate, layers, moe_layers, tuple(pairs), gates, kept.names, task)
 
 

@@ -231,6 +231,7 @@ def _train_files(data: Sequence[Path], pair: str, lang: str) -> list[str]:
             found.append(str(directory / existing[0]))
     if not found:
         raise TaskMoEError(
-            f"{data[0]}: no training data of {pair} (train.{pair}.{lang}.bin), which --trim-vocabulary needs"
+            f"{data[0]}: no training data of {pair} (train.{pair}.{lang}.bin), which --trim-vocabulary needs; "
+            "leave it out"
         )
     return found

@@ -35,6 +35,7 @@ PRODUCT = {
     )
     for (encoder, decoder), k, norm, unshared in product(ROUTINGS, (1, 2, 3), ((), PRE), ((), (UNSHARED,)))
 }
+UNTRAINED = "a direction that was not trained"
 VARIANTS: dict[str, tuple[Any, ...]] = {
     "static gates": ("--moe-task-gate", "static", *PRE),
     "static gates, one expert": ("--moe-task-gate", "static", "--moe-top-k", 1),
@@ -54,6 +55,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "tied decoder embeddings": ("--share-decoder-input-output-embed", UNSHARED),
     "shared cross-attention": ("--cross-self-attention", *PRE),
     "layer drop": ("--encoder-layerdrop", 0.1, "--decoder-layerdrop", 0.1, *PRE),
+    UNTRAINED: ("--encoder-moe-routing", "source", "--decoder-moe-routing", "target", *PRE),
     "activation dropout": ("--activation-dropout", 0.1, "--moe-expert-dropout", 0.3, *PRE),
 }
 
@@ -64,7 +66,7 @@ def found(corpus: Corpus, trained: Path, tmp_path_factory: pytest.TempPathFactor
     models, commands = {}, []
     for index, (name, flags) in enumerate({**PRODUCT, **VARIANTS}.items()):
         directory = tmp_path_factory.mktemp("model")
-        pair = ("de-fr", "en-de", "fr-en")[index % 3]
+        pair = "fr-de" if name == UNTRAINED else ("de-fr", "en-de", "fr-en")[index % 3]
         path = write_model(corpus, trained / "checkpoint_last.pt", directory / "full.pt", *flags, seed=index)
         subnet = extract(corpus, path, directory, pair)
         models[name] = (generate(corpus, path, pair).hypotheses, subnet)

@@ -90,6 +90,29 @@ def test_several_pairs_keep_the_union_of_their_experts(
         assert_equal(generate(corpus, subnet / "model.pt", pair).hypotheses, expected_hypotheses)
 
 
+def test_a_stack_that_has_one_task_for_several_pairs_is_folded(corpus: Corpus, full: Path, tmp_path: Path) -> None:
+    subnet = extract(corpus, full, tmp_path, "en-de+en-fr", "--verify", "all")
+    content = json.loads((subnet / "subnet.json").read_text())
+    assert content["stacks"] == {"encoder": "folded", "decoder": "routed"}
+    assert set(content["verified"]) == {"en-de", "en-fr"}
+    assert not experts_of(subnet)["encoder"]
+
+
+def test_a_subnet_of_several_pairs_whose_stacks_have_one_task_each_is_dense(
+    corpus: Corpus, trained: Path, tmp_path: Path
+) -> None:
+    routing = ("--encoder-moe-routing", "target", "--decoder-moe-routing", "target")
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *routing)
+    pairs = ("de-en", "fr-en")
+    subnet = extract(corpus, path, tmp_path, "+".join(pairs))
+    commands = [("generate", stock_generate_flags(corpus.bin, subnet / "model.pt", pair)) for pair in pairs]
+    for pair, hypotheses in zip(pairs, stock_fairseq(commands)):
+        assert_equal(hypotheses, generate(corpus, path, pair).hypotheses)
+    # Both put __en__ first, so that CTranslate2 can.
+    converted = extract(corpus, path, tmp_path / "c", "+".join(pairs), "--format", "ctranslate2", "--verify", "all")
+    assert set(json.loads((converted / "subnet.json").read_text())["verified"]) == set(pairs)
+
+
 def test_a_union_knows_no_other_pairs(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     routing = ("--encoder-moe-routing", "pair", "--decoder-moe-routing", "pair")
     path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *routing)

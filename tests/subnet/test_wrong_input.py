@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from taskmoe_plugin.cli.extract_subnet import main
+from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.subnet import argos_format
 from taskmoe_plugin.subnet import extract as extraction
 from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
@@ -162,12 +164,34 @@ def test_a_model_without_tasks_is_refused(
     assert expected in error_of(capsys, tmp_path / "out", corpus.bin, path, "en-de")
 
 
-@pytest.mark.parametrize("pairs", ["fr-de", "en-cs", "en-de,nonsense", "en-de+fr-de"])
-def test_a_pair_that_was_not_trained_is_refused(
-    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: str
+@pytest.mark.parametrize(("pairs", "lang"), [("en-cs", "cs"), ("en-de,nonsense", "nonsense"), ("en-de+pt-de", "pt")])
+def test_a_language_that_was_not_trained_is_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: str, lang: str
 ) -> None:
     line = error_of(capsys, tmp_path, corpus.bin, full, pairs)
-    assert "was not trained on it; it has en-de,de-en,en-fr,fr-en,de-fr" in line
+    assert f"does not know the language {lang}; it was trained on en-de,de-en,en-fr,fr-en,de-fr" in line
+
+
+@pytest.mark.parametrize("pairs", ["fr-de", "en-de+fr-de"])
+def test_a_direction_that_the_gates_do_not_know_is_refused(
+    corpus: Corpus, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: str
+) -> None:
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", "--decoder-moe-routing", "pair")
+    line = error_of(capsys, tmp_path / "out", corpus.bin, path, pairs)
+    assert "--lang-pairs fr-de: " in line
+    assert "has no experts for it in the decoder, which routes by pair; it was trained on en-de," in line
+
+
+def test_a_model_has_one_language_token_of_its_own(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_of(capsys, tmp_path, corpus.bin, full, "en-de+en-fr", "--format", "ctranslate2")
+    assert "puts the same language token before every source, and en-de+en-fr need different ones" in line
+
+
+def test_a_package_for_argos_has_one_pair() -> None:
+    with pytest.raises(TaskMoEError, match="a package has one pair, not de-en\\+fr-en"):
+        argos_format.check_supported(["de-en", "fr-en"])
 
 
 def test_a_subnet_is_no_model_to_extract_from(
