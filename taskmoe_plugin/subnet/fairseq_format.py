@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -84,6 +85,7 @@ def write_model(path: Path, checkpoint: Checkpoint, plan: Plan, args: Namespace,
     if args.arch == STOCK_MODEL:
         # Safe loading refuses a Namespace where no plugin vouches for it; fairseq takes dictionaries as well.
         cfg = {name: vars(part) if isinstance(part, Namespace) else part for name, part in cfg.items()}
+        cfg["model"] = _with_attributes(cfg["model"])
     state = {
         "args": None,
         "cfg": cfg,
@@ -107,6 +109,13 @@ def read_model(path: Path) -> tuple[Namespace, Namespace, dict[str, Tensor]]:
         for part in (state["cfg"][name] for name in ("model", "task"))
     )
     return model, task, state["model"]
+
+
+def _with_attributes(values: dict[str, Any]) -> OrderedDict[str, Any]:
+    """Arguments for tools that ask for their attributes, like CTranslate2's converter, of a type that loads safely."""
+    arguments = OrderedDict(values)
+    vars(arguments).update(values)
+    return arguments
 
 
 def _set_languages(args: Namespace, plan: Plan, langs: list[str]) -> None:
