@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "tasks": {"moe", "parallel", "models", "tasks", "scoring", "memory", "files", "errors"},
     "files": {"files", "errors"},
     "report": {"moe", "models", "subnet", "report", "files", "errors"},
+    "convert": {"moe", "parallel", "models", "tasks", "subnet", "convert", "files", "errors"},
 }
 
 

@@ -9,4 +9,5 @@ vocabulary  dictionaries, and the pieces that a pair needs of them
 fairseq_format, ctranslate2_format    what is written
 verify      the subnet against the full model
 extract     all of it together
+scratch     checkpoints that are written without being in memory
 """
