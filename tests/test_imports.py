@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "files": {"files", "errors"},
     "report": {"moe", "models", "subnet", "report", "files", "errors"},
     "translate": {"translate", "errors"},
+    "convert": {"moe", "parallel", "models", "tasks", "subnet", "convert", "files", "errors"},
 }
 # Importing any other part registers all with fairseq.
 WITHOUT_FAIRSEQ = {"moe", "files", "translate"}

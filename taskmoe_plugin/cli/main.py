@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from taskmoe_plugin.cli import bench, consolidate, extract_subnet, launch, report, translate
+from taskmoe_plugin.cli import bench, consolidate, convert, extract_subnet, launch, report, translate
 from taskmoe_plugin.cli.running import running
 from taskmoe_plugin.errors import PROGRAM
 
@@ -19,6 +19,7 @@ def build_parser() -> ArgumentParser:
     user_dir.set_defaults(run=lambda args: print(Path(__file__).parents[1]))
     bench.add_parser(commands)
     consolidate.add_parser(commands)
+    convert.add_parser(commands)
     extract_subnet.add_parser(commands)
     launch.add_parser(commands)
     report.add_parser(commands)

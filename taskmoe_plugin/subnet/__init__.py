@@ -11,6 +11,7 @@ fairseq_format, ctranslate2_format, huggingface_format (and _tokenizer), argos_f
 model_card  what each directory says of itself
 verify      the subnet against the full model
 extract     all of it together
+scratch     checkpoints that are written without being in memory
 """
 
 from taskmoe_plugin.registration import register

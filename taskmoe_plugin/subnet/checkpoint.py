@@ -139,7 +139,7 @@ class Checkpoint:
         pages.disable_readahead(own.values())
         manifest = state["model"].get(KEY)
         shards = ExpertShards(manifest, [path.absolute().parent]) if manifest else None
-        return cls(path, cfg, state["optimizer_history"], MappedTensors(path, own, _tied(args), shards))
+        return cls(path, cfg, state["optimizer_history"], MappedTensors(path, own, tied_names(args), shards))
 
 
 def _load(path: Path) -> Any:
@@ -182,7 +182,7 @@ def _check_model(path: Path, args: Any) -> None:
         raise TaskMoEError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
 
 
-def _tied(args: Namespace) -> dict[str, str]:
+def tied_names(args: Namespace) -> dict[str, str]:
     """Tensors that are the same parameter as another one, which fairseq stores once or several times over."""
     source, target, output = TIED
     tied = {}

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, load
-from taskmoe_plugin.files.writing import cause_of, new_file
 from taskmoe_plugin.parallel.shards import KEY, ExpertShards
 from taskmoe_plugin.subnet import pages
-
-AT_ONCE = 16 << 20  # bytes
+from taskmoe_plugin.subnet.scratch import Scratch, check_free, save_mapped
 
 
 def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
     """Write a checkpoint as one process would have saved it.
 
-    Of its tensors no more than the experts of one process in one layer and ``AT_ONCE`` bytes are in memory at a time:
-    those of several processes are put together in temporary files beside the new one. That has a temporary name until
-    it is complete.
+    Of its tensors no more than the experts of one process in one layer are in memory at a time: those of several
+    processes are put together in temporary files beside the new one. That has a temporary name until it is complete.
 
     Args:
         path: a checkpoint that ``--moe-expert-parallel`` saved.
@@ -37,27 +30,17 @@ def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
     Raises:
         TaskMoEError: a file is missing or broken, or has all experts already, or the new one cannot be written.
     """
-    # A link that leads nowhere exists as well.
-    if os.path.lexists(output) and not force:
-        raise TaskMoEError(f"--output {output}: exists; give --force to replace it")
-    if output.is_dir():
-        raise TaskMoEError(f"--output {output}: is a directory; give the name of a file")
-    with new_file(output, f"--output {output}") as temporary:
-        try:
-            with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-                state = _assemble(path, optimizer, Path(scratch))
-                with _Releasing(temporary, list(_tensors(state))) as file:
-                    torch.save(state, file)
-        except RuntimeError as error:
-            raise cause_of(error) from None
+    check_free(output, force)
+    save_mapped(lambda scratch: _assemble(path, optimizer, scratch), output)
 
 
-def _assemble(path: Path, optimizer: bool, scratch: Path) -> dict[str, Any]:
+def _assemble(path: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:
     """The checkpoint with all experts in it, its tensors still on disk."""
     try:
         state = load(path)
     except LoadError as error:
         raise TaskMoEError(f"{path}: {error}; {error.remedy}") from error
+    scratch.take(state)
     model = state.get("model") if isinstance(state, dict) else None
     if not isinstance(model, dict):
         raise TaskMoEError(f"{path}: no checkpoint of fairseq; give one that --moe-expert-parallel saved")
@@ -78,12 +61,12 @@ def _assemble(path: Path, optimizer: bool, scratch: Path) -> dict[str, Any]:
     return state  # type: ignore[no-any-return]
 
 
-def _weight(shards: ExpertShards, name: str, scratch: Path) -> Tensor:
+def _weight(shards: ExpertShards, name: str, scratch: Scratch) -> Tensor:
     """All experts of a layer, in a mapped file."""
     return _stack([shards.weight_part(name, process) for process in range(len(shards.files))], scratch)
 
 
-def _optimizer_state(shards: ExpertShards, name: str, scratch: Path) -> dict[str, Any]:
+def _optimizer_state(shards: ExpertShards, name: str, scratch: Scratch) -> dict[str, Any]:
     """The optimizer state of all experts of a layer, its large tensors in mapped files."""
     parts = [shards.optimizer_part(name, process) for process in range(len(shards.files))]
     large = {key for key, value in parts[0].items() if isinstance(value, Tensor) and value.dim() > 1}
@@ -97,44 +80,12 @@ def _is_moment(shards: ExpertShards, name: str, key: str) -> bool:
     return shards.optimizer_part(name, 0)[key].shape == shards.weight_part(name, 0).shape  # type: ignore[no-any-return]
 
 
-def _stack(parts: list[Tensor], scratch: Path) -> Tensor:
+def _stack(parts: list[Tensor], scratch: Scratch) -> Tensor:
     """The parts of the processes one after the other, in a mapped file; read and written without staying in memory."""
-    count, *rest = parts[0].shape
-    file = scratch / str(len(list(scratch.iterdir())))
-    shape = torch.Size((count * len(parts), *rest))
-    whole = torch.from_file(str(file), shared=True, size=shape.numel(), dtype=parts[0].dtype).view(shape)
-    for own, part in zip(torch.split(whole, count), parts):
-        own.copy_(part)
-        pages.release([part, own])
-    return whole
+    return scratch.cat(_released(parts), sum(part.size(0) for part in parts))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
-
-
-class _Releasing(io.FileIO):
-    """A new file that from time to time gives back the pages of the mapped tensors that are being written to it.
-
-    Otherwise all that has been read of them would count as this process's memory.
-    """
-
-    def __init__(self, path: Path, tensors: list[Tensor]) -> None:
-        super().__init__(path, "w")
-        self._tensors = tensors
-        self._unreleased = 0
-
-    def write(self, data: Any) -> int:
-        """Write all of some bytes."""
-        left = memoryview(data)
-        while left:
-            left = left[super().write(left) :]
-        self._unreleased += len(data)
-        if self._unreleased > AT_ONCE:
-            pages.release(self._tensors)
-            self._unreleased = 0
-        return len(data)
+def _released(parts: list[Tensor]) -> Iterator[Tensor]:
+    for part in parts:
+        yield part
+        pages.release([part])

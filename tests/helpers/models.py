@@ -47,6 +47,14 @@ class StubTask:
         self.source_dictionary = self.target_dictionary = dictionary(words)
 
 
+def model_args(arch: str = "taskmoe_transformer", **flags: Any) -> Namespace:
+    """The arguments of a model: small, unless the architecture or the flags have it otherwise."""
+    sizes = SMALL if arch in ("taskmoe_transformer", "transformer") else {}
+    args = Namespace(arch=arch, **{"dropout": 0.0, **sizes, **flags})
+    ARCH_CONFIG_REGISTRY[arch](args)
+    return args
+
+
 def build_model(arch: str = "taskmoe_transformer", seed: int = 0, task: Any = None, **flags: Any) -> Any:
     """A model in evaluation mode: small, unless the architecture or the flags have it otherwise.
 
@@ -56,11 +64,13 @@ def build_model(arch: str = "taskmoe_transformer", seed: int = 0, task: Any = No
         task: in place of a StubTask.
         flags: flags of the model, as attributes.
     """
-    sizes = SMALL if arch in ("taskmoe_transformer", "transformer") else {}
-    args = Namespace(arch=arch, **{"dropout": 0.0, **sizes, **flags})
-    ARCH_CONFIG_REGISTRY[arch](args)
+    return build_model_of(model_args(arch, **flags), seed, task)
+
+
+def build_model_of(args: Namespace, seed: int = 0, task: Any = None) -> Any:
+    """As ``build_model``, of the arguments that ``model_args`` has made."""
     torch.manual_seed(seed)
-    model = ARCH_MODEL_REGISTRY[arch].build_model(args, task or StubTask())
+    model = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task or StubTask())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from taskmoe_plugin.cli.main import main
-from taskmoe_plugin.subnet import consolidate as consolidation
+from taskmoe_plugin.subnet.scratch import ReleasingFile
 from tests.helpers.corpus import Corpus
 from tests.parallel import jobs
 from tests.parallel.processes import PATIENCE, finish, started
@@ -124,7 +124,7 @@ def test_an_interruption_is_called_so_and_leaves_nothing(
         signal.raise_signal(kind)
         return len(data)
 
-    monkeypatch.setattr(consolidation._Releasing, "write", interrupted)
+    monkeypatch.setattr(ReleasingFile, "write", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as exit:

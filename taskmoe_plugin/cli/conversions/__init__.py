@@ -1,0 +1,1 @@
+"""The conversions of ``taskmoe convert``, each with its flags."""

@@ -1,0 +1,49 @@
+"""What the command lines of all conversions have in common."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskmoe_plugin.errors import TaskMoEError
+
+if TYPE_CHECKING:
+    from taskmoe_plugin.convert.conversion import Conversion
+
+
+def add_conversion(
+    conversions: Any, name: str, help: str, description: str, conversion: Callable[[Namespace], Conversion]
+) -> ArgumentParser:
+    """Add a conversion to those of ``taskmoe convert``.
+
+    Args:
+        conversions: the subparsers of ``taskmoe convert``.
+        name: what it is called.
+        help: a line of what it does.
+        description: what it does, and the paper that it is from.
+        conversion: makes it of the parsed arguments; imports what needs PyTorch only when it is called.
+
+    Returns:
+        Its parser, for the flags that it has besides the common ones.
+    """
+    parser: ArgumentParser = conversions.add_parser(name, help=help, description=description)
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="the trained model, e.g. checkpoint_best.pt")
+    add("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
+    add("--force", action="store_true", help="replace FILE if it exists")
+    parser.set_defaults(run=_run, conversion=conversion)
+    return parser
+
+
+def _run(args: Namespace) -> None:
+    """Convert, and say what has changed."""
+    conversion = args.conversion(args)
+    from taskmoe_plugin.convert.conversion import run_conversion
+
+    try:
+        print(run_conversion(args.checkpoint, args.output, args.force, conversion))
+    except TaskMoEError as error:
+        # What reads checkpoints names the flag that extraction has for them.
+        raise type(error)(str(error).removeprefix("--path ")) from error

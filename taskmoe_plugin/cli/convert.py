@@ -1,0 +1,16 @@
+"""``taskmoe convert``: a checkpoint made into another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``convert`` to the subcommands of ``taskmoe``."""
+    parser = commands.add_parser(
+        "convert",
+        help="make a checkpoint into another one",
+        description="Make a checkpoint into another one. Tensors pass through memory slice by slice; the file appears "
+        "complete or not at all. 'taskmoe convert WHAT --help' says what each conversion does and where it is from.",
+    )
+    parser.add_subparsers(metavar="WHAT", required=True)

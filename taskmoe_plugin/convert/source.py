@@ -1,0 +1,121 @@
+"""The checkpoint that is converted. Its tensors stay on disk until one is asked for."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.files.loading import LoadError, load
+from taskmoe_plugin.models.config import check_format
+from taskmoe_plugin.parallel.shards import KEY, ExpertShards
+from taskmoe_plugin.subnet import pages
+from taskmoe_plugin.subnet.checkpoint import MODEL, MappedTensors, tied_names
+from taskmoe_plugin.subnet.scratch import Scratch
+
+DENSE = "transformer"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint of a ``transformer`` or a ``taskmoe_transformer``.
+
+    Attributes:
+        path: where it is.
+        state: what is in it, its tensors mapped; ``args`` of old versions of fairseq are under ``cfg``.
+        tensors: those of the model, experts in files of their own included.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    tensors: MappedTensors
+
+    @classmethod
+    def open(cls, path: Path) -> Source:
+        """Map a checkpoint into memory without reading its tensors.
+
+        Raises:
+            TaskMoEError: the file is missing, broken, unsafe, or of another model.
+        """
+        try:
+            state = load(path)
+        except LoadError as error:
+            raise TaskMoEError(f"{path}: {error}; {error.remedy}") from error
+        if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+            raise TaskMoEError(f"{path}: no checkpoint of fairseq; give a checkpoint_*.pt that training wrote")
+        state = {**state, "cfg": _cfg(path, state), "args": None}
+        args = state["cfg"]["model"]
+        _check_model(path, args)
+        own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
+        pages.disable_readahead(own.values())
+        manifest = state["model"].get(KEY)
+        shards = ExpertShards(manifest, [path.absolute().parent]) if manifest else None
+        if shards is not None:
+            shards.check_complete()
+        return cls(path, state, MappedTensors(path, own, tied_names(args), shards))
+
+    @property
+    def cfg(self) -> dict[str, Any]:
+        """A copy of fairseq's configuration, of which ``model`` and ``task`` are Namespaces, to be changed freely."""
+        return deepcopy(self.state["cfg"])
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is a ``transformer``, and not a ``taskmoe_transformer``."""
+        return _model_name(self.state["cfg"]["model"]) == DENSE
+
+    def kept(self, name: str, scratch: Scratch) -> Tensor:
+        """A tensor as it is, still on disk; experts in files of their own are put together."""
+        if name in self.state["model"]:
+            return self.tensors.mapped(name)
+        count = self.tensors.shape(name)[0]
+        return scratch.stack((self.tensors.expert(name, expert) for expert in range(count)), count)
+
+    def require(self, dense: bool, remedy: str) -> None:
+        """Refuse a model that is not what a conversion is for.
+
+        Args:
+            dense: whether it must be dense, or must have experts.
+            remedy: what to do, if it is not.
+
+        Raises:
+            TaskMoEError: it is not.
+        """
+        if self.is_dense != dense:
+            found = "dense" if self.is_dense else "a mixture of experts already"
+            raise TaskMoEError(f"{self.path}: is {found}; {remedy}")
+
+
+def _cfg(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    cfg = state.get("cfg")
+    if not isinstance(cfg, dict) and isinstance(state.get("args"), Namespace):
+        cfg = OmegaConf.to_container(convert_namespace_to_omegaconf(state["args"]), enum_to_str=True)
+    if not isinstance(cfg, dict) or "model" not in cfg or "task" not in cfg:
+        raise TaskMoEError(f"{path}: does not say what model it is; give a checkpoint_*.pt that training wrote")
+    as_namespace = {
+        part: Namespace(**cfg[part]) if isinstance(cfg[part], dict) else cfg[part] for part in ("model", "task")
+    }
+    return {**cfg, **as_namespace}
+
+
+def _model_name(args: Namespace) -> str:
+    arch: str = getattr(args, "arch", None) or getattr(args, "_name", None) or ""
+    return ARCH_MODEL_NAME_REGISTRY.get(arch, arch)  # type: ignore[no-any-return]
+
+
+def _check_model(path: Path, args: Namespace) -> None:
+    name = _model_name(args)
+    if name not in (DENSE, MODEL):
+        raise TaskMoEError(f"{path}: a checkpoint of {name or 'an unknown model'}; give one of {DENSE} or {MODEL}")
+    if getattr(args, "taskmoe_subnet", None):
+        raise TaskMoEError(f"{path}: is a subnet; give the checkpoint that it was extracted from")
+    if name == MODEL:
+        check_format(args, str(path))
