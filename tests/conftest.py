@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.helpers.corpus import Corpus, write_corpus
+from tests.helpers.training import train
 
 # fairseq's commands would bind the root logger to whatever sys.stdout is when the first of them is imported.
 logging.getLogger().addHandler(logging.NullHandler())
@@ -23,3 +25,12 @@ settings.load_profile("taskmoe")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The made-up corpus, binarised."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def template(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that training wrote, its task shares included, to put other models into."""
+    directory = tmp_path_factory.mktemp("template")
+    flags = ("--encoder-normalize-before", "--decoder-normalize-before", "--disable-validation")
+    train(corpus, directory, *flags, "--max-update", 1, "--no-epoch-checkpoints")
+    return directory / "checkpoint_last.pt"

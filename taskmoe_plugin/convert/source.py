@@ -16,6 +16,7 @@ from torch import Tensor
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, load
 from taskmoe_plugin.models.config import check_format
+from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.parallel.shards import KEY, ExpertShards
 from taskmoe_plugin.subnet import pages
 from taskmoe_plugin.subnet.checkpoint import MODEL, MappedTensors, tied_names
@@ -115,7 +116,7 @@ def _check_model(path: Path, args: Namespace) -> None:
     name = _model_name(args)
     if name not in (DENSE, MODEL):
         raise TaskMoEError(f"{path}: a checkpoint of {name or 'an unknown model'}; give one of {DENSE} or {MODEL}")
-    if getattr(args, "taskmoe_subnet", None):
+    if SubnetShape.is_subnet(args):
         raise TaskMoEError(f"{path}: is a subnet; give the checkpoint that it was extracted from")
     if name == MODEL:
         check_format(args, str(path))
