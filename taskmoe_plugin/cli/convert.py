@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskmoe_plugin.cli.conversions import prune
+from taskmoe_plugin.cli.conversions import join, prune
 
 
 def add_parser(commands: Any) -> None:
@@ -16,4 +16,5 @@ def add_parser(commands: Any) -> None:
         "complete or not at all. 'taskmoe convert WHAT --help' says what each conversion does and where it is from.",
     )
     conversions = parser.add_subparsers(metavar="WHAT", required=True)
+    join.add_parser(conversions)
     prune.add_parser(conversions)
