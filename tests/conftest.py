@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from tests.helpers.corpus import Corpus, write_corpus
 from tests.helpers.numbers import write_numbers
-from tests.helpers.training import train_numbers
+from tests.helpers.training import train, train_numbers
 
 # fairseq's commands would bind the root logger to whatever sys.stdout is when the first of them is imported.
 logging.getLogger().addHandler(logging.NullHandler())
@@ -39,3 +39,12 @@ def learned_numbers(numbers: Corpus, tmp_path_factory: pytest.TempPathFactory) -
     """A model that translates different sentences of this text differently."""
     norms = ("--encoder-normalize-before", "--decoder-normalize-before")
     return train_numbers(numbers, tmp_path_factory.mktemp("learned_numbers"), *norms)
+
+
+@pytest.fixture(scope="session")
+def template(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that training wrote, its task shares included, to put other models into."""
+    directory = tmp_path_factory.mktemp("template")
+    flags = ("--encoder-normalize-before", "--decoder-normalize-before", "--disable-validation")
+    train(corpus, directory, *flags, "--max-update", 1, "--no-epoch-checkpoints")
+    return directory / "checkpoint_last.pt"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from taskmoe_plugin.cli.conversions import join, prune
+
 
 def add_parser(commands: Any) -> None:
     """Add ``convert`` to the subcommands of ``taskmoe``."""
@@ -13,4 +15,6 @@ def add_parser(commands: Any) -> None:
         description="Make a checkpoint into another one. Tensors pass through memory slice by slice; the file appears "
         "complete or not at all. 'taskmoe convert WHAT --help' says what each conversion does and where it is from.",
     )
-    parser.add_subparsers(metavar="WHAT", required=True)
+    conversions = parser.add_subparsers(metavar="WHAT", required=True)
+    join.add_parser(conversions)
+    prune.add_parser(conversions)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from taskmoe_plugin.cli.arguments import sentences
 from taskmoe_plugin.errors import TaskMoEError, UsageError
 
 PLOTTING = ("matplotlib", "scipy")
@@ -35,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: Namespace) -> None:
     """Make the report."""
-    sentences = _sentences(args.sentences or "500")
+    count = sentences(args.sentences or "500")
     if args.data is None and (args.gen_subset or args.sentences):
         raise UsageError("--gen-subset, --sentences: say what to take of --data DATA_BIN; give it too")
     missing = [] if args.no_plots else [name for name in PLOTTING if not find_spec(name)]
@@ -52,7 +53,7 @@ def run(args: Namespace) -> None:
     data = [Path(each) for each in args.data.split(":")] if args.data else []
     try:
         files.check_free(args.output_dir, args.force)
-        report = content.find_out(args.path, data, args.gen_subset or "valid", sentences)
+        report = content.find_out(args.path, data, args.gen_subset or "valid", count)
         files.write(report, args.output_dir, plots=not args.no_plots)
     except KeyboardInterrupt:
         raise TaskMoEError(f"--output-dir {args.output_dir}: interrupted; nothing was written, run again") from None
@@ -60,11 +61,3 @@ def run(args: Namespace) -> None:
         # Its texts name the flag that extraction has for the checkpoint.
         raise type(error)(str(error).removeprefix("--path ")) from error
     print(table.summary(report))
-
-
-def _sentences(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"--sentences {text}: give a number from 1 up, or all")
-    return int(text)

@@ -16,7 +16,8 @@ from torch import Tensor
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, load
 from taskmoe_plugin.models.config import check_format
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards
+from taskmoe_plugin.models.subnet_shape import SubnetShape
+from taskmoe_plugin.parallel.shards import KEY, ExpertShards, is_stacked
 from taskmoe_plugin.subnet import pages
 from taskmoe_plugin.subnet.checkpoint import MODEL, MappedTensors, tied_names
 from taskmoe_plugin.subnet.scratch import Scratch
@@ -69,8 +70,8 @@ class Source:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is a ``transformer``, and not a ``taskmoe_transformer``."""
-        return _model_name(self.state["cfg"]["model"]) == DENSE
+        """Whether it has no experts."""
+        return not any(map(is_stacked, self.tensors.names()))
 
     def kept(self, name: str, scratch: Scratch) -> Tensor:
         """A tensor as it is, still on disk; experts in files of their own are put together."""
@@ -115,7 +116,7 @@ def _check_model(path: Path, args: Namespace) -> None:
     name = _model_name(args)
     if name not in (DENSE, MODEL):
         raise TaskMoEError(f"{path}: a checkpoint of {name or 'an unknown model'}; give one of {DENSE} or {MODEL}")
-    if getattr(args, "taskmoe_subnet", None):
+    if SubnetShape.is_subnet(args):
         raise TaskMoEError(f"{path}: is a subnet; give the checkpoint that it was extracted from")
     if name == MODEL:
         check_format(args, str(path))

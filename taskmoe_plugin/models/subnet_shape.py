@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.models.task_table import TaskTable
 
 
@@ -87,7 +88,33 @@ class SubnetShape:
             None if restriction is None else Restriction.from_json(restriction),
         )
 
+    @classmethod
+    def is_subnet(cls, args: Namespace) -> bool:
+        """Whether a model's arguments are those of a subnet, and not of a model that still is one for further use."""
+        shapes = (cls.of(args, stack) for stack in ("encoder", "decoder"))
+        return any(shape is not None and shape.ffn_dims for shape in shapes)
+
     @staticmethod
     def write(args: Namespace, shapes: Mapping[str, SubnetShape]) -> None:
         """Note the shapes of both stacks in a model's arguments."""
         args.taskmoe_subnet = json.dumps({stack: asdict(shape) for stack, shape in shapes.items()})
+
+
+def take_up_pruning(args: Namespace, trained: Namespace) -> None:
+    """Give a model that training makes the layers of a pruned one that it goes on from.
+
+    Args:
+        args: the arguments of the new model.
+        trained: those of the checkpoint's.
+
+    Raises:
+        UsageError: pruned layers cannot be trained with these flags.
+    """
+    if not hasattr(trained, "taskmoe_subnet") or SubnetShape.is_subnet(trained):
+        return
+    if getattr(args, "moe_expert_parallel", False):
+        raise UsageError(
+            "--moe-expert-parallel: the layers of the pruned model that training goes on from have different numbers "
+            "of experts, which cannot be spread; leave it out"
+        )
+    args.taskmoe_subnet = trained.taskmoe_subnet

@@ -35,7 +35,7 @@ def check_restore_file(args: Namespace) -> Any:
     that it was copied from is complete, and takes its place.
 
     Returns:
-        The arguments of the checkpoint's model; None if there is no checkpoint, and on all processes but the first.
+        The arguments of the checkpoint's model; None if there is no checkpoint.
 
     Raises:
         TaskMoEError: the checkpoint cannot be read, or cannot be continued with these flags.
@@ -43,9 +43,11 @@ def check_restore_file(args: Namespace) -> Any:
     if distributed_utils.get_data_parallel_world_size() == 1:
         return _check(args)
     group = distributed_utils.get_data_parallel_group()
-    trained = _check(args) if distributed_utils.get_rank(group) == 0 else None
+    first = distributed_utils.get_rank(group) == 0
+    trained = _check(args) if first else None
     dist.barrier(group)
-    return trained
+    # By now a file that was cut short has been replaced.
+    return trained if first else _check(args)
 
 
 def _check(args: Namespace) -> Any:

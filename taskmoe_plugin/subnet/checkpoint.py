@@ -177,8 +177,7 @@ def _check_model(path: Path, args: Any) -> None:
     if model != MODEL:
         kind = "a dense model, which has no experts" if model == "transformer" else f"not {MODEL}"
         raise TaskMoEError(f"--path {path}: a checkpoint of architecture {arch}, {kind}; give one of {MODEL}")
-    shapes = [SubnetShape.of(args, stack) for stack in STACKS]
-    if any(shape is not None and shape.ffn_dims for shape in shapes):
+    if SubnetShape.is_subnet(args):
         raise TaskMoEError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
 
 

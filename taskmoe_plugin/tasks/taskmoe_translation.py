@@ -23,6 +23,7 @@ from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.files.explaining import explain
 from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
+from taskmoe_plugin.models.subnet_shape import take_up_pruning
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.memory import out_of_memory_ends_all
@@ -114,6 +115,8 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if starting and not args.no_save and Path(args.save_dir).is_dir() and distributed_utils.get_global_rank() == 0:
             self.save_dir_lock = lock_directory(Path(args.save_dir), f"--save-dir {args.save_dir}")
         trained = check_restore_file(args) if starting else None
+        if trained is not None:
+            take_up_pruning(args, trained)
         model = super().build_model(args, from_checkpoint)
         # It is of this run alone, and would otherwise be in the checkpoint.
         del args.taskmoe_processes

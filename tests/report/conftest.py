@@ -7,16 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.corpus import Corpus
-from tests.helpers.training import train
 from tests.subnet.helpers import DEFAULT, write_model
-
-
-@pytest.fixture(scope="session")
-def template(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that training wrote, its task shares included."""
-    directory = tmp_path_factory.mktemp("template")
-    train(corpus, directory, *DEFAULT, "--max-update", 1, "--no-epoch-checkpoints", "--disable-validation")
-    return directory / "checkpoint_last.pt"
 
 
 @pytest.fixture(scope="session")
