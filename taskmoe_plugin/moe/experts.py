@@ -117,7 +117,8 @@ class Experts(nn.Module):
         if merging is None:
             return stacked
         with full_precision(merging.device):
-            return [merge(part, merging) for part in stacked]
+            weights = merging.to(self.fc1_weight.dtype)
+            return [merge(part, weights) for part in stacked]
 
     @torch.no_grad()
     def scale_(self, factor: float | Tensor) -> None:

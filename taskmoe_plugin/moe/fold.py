@@ -46,14 +46,13 @@ def fold(part: str, experts: Sequence[Tensor], weights: Sequence[float] | Tensor
 
 
 def merge(stacked: Tensor, weights: Tensor) -> Tensor:
-    """(P, …): for each of P networks the weighted sum of a part of the experts, computed in its type.
+    """(P, …): for each of P networks the weighted sum of a part of the experts.
 
     Args:
         stacked: (E, …), this part of all experts.
-        weights: (P, E), the weights of each network.
+        weights: (P, E), the weights of each network, in the same type.
     """
-    merged = weights.to(stacked.dtype) @ stacked.flatten(1)
-    return merged.view(weights.size(0), *stacked.shape[1:])
+    return (weights @ stacked.flatten(1)).view(weights.size(0), *stacked.shape[1:])
 
 
 def pad(part: str, tensor: Tensor, width: int) -> Tensor:

@@ -91,7 +91,12 @@ def routings_of_units(
 
 
 def merged_routings(
-    gates: Gates, units: Tensor, network: Tensor, tokens: Tokens, share: Tensor, counts: Sequence[int]
+    gates: Gates,
+    units: Tensor,
+    network: Tensor,
+    tokens: Tokens,
+    share: Tensor,
+    counts: Sequence[int] | None = None,
 ) -> list[Routing]:
     """The routings of L layers in which the experts are merged to one network for each task of the batch.
 
@@ -101,7 +106,7 @@ def merged_routings(
         network: (N,) int64, the network of each token.
         tokens: the tokens of the batch.
         share: (U,) fp32 summing to 1, the share of tokens that each task stands for.
-        counts: (P,), the number of tokens of each network.
+        counts: (P,), the number of tokens of each network, where the host knows it.
     """
     merging = gates.shares.index_select(1, units).unbind(0)
     experts, weights = network.unsqueeze(1), torch.ones(network.size(0), 1, device=network.device)
@@ -113,7 +118,7 @@ def merged_routings(
             tokens=tokens,
             experts=experts,
             weights=weights,
-            counts=[counts],
+            counts=None if counts is None else [counts],
             merging=merging[layer],
         )
         for layer, each in enumerate(gates.layers())
