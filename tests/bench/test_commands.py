@@ -63,7 +63,7 @@ def test_bench_layer_computes_in_several_precisions(tmp_path: Path, flag: str) -
 
 
 def test_bench_train_compares_updates_with_a_dense_model_of_equal_work(tmp_path: Path) -> None:
-    rows = bench(tmp_path, "train", *SHAPE, "--experts", "3", "--routings", "task", "--tokens", "40", "--length", "5")
+    rows = bench(tmp_path, "train", *SHAPE, "--experts", "3", "--routings", "task", "merged", "--tokens", "40", "--length", "5")
     assert [row["system"] for row in rows] == ["dense", "task"]
     assert ratios(rows, "dense") == [1.0]
     dense, task = rows
