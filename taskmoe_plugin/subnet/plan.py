@@ -64,7 +64,7 @@ class StackPlan:
     task: dict[str, int]
 
     def kept_experts(self, layer: int) -> tuple[int, ...]:
-        """The experts that an MoE layer keeps, by their places in the full model, ascending; merged ones, those of the tasks."""
+        """The experts that an MoE layer keeps, by their places in the full model, ascending; merged: the tasks."""
         restriction = self.config.restriction
         if restriction is not None:
             return restriction.experts_of(layer, self.pairs, self.config.langs)
