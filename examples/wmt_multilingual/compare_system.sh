@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Usage: SYSTEM=... SEED=... DATA_DIR=... WORK_DIR=... RESULT=... compare_system.sh SETTINGS
+# Usage: SYSTEM=... SEED=... DATA_DIR=... WORK_DIR=... RATE=... RESULT=... compare_system.sh SETTINGS
 #
-# Train one system in WORK_DIR on the text of DATA_DIR, translate with it and with its subnets, and write what it
-# reached to the file RESULT.
+# Train one system in WORK_DIR on the text of DATA_DIR with the learning rate that the file RATE names, translate with it
+# and with its subnets, and write what it reached to the file RESULT.
+
+if [[ ${RATE-} ]]; then
+    LEARNING_RATE=$(sed -n 's/^ "chosen": "\(.*\)".*/\1/p' "$RATE")
+    export LEARNING_RATE
+fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE/generate.sh"
@@ -46,6 +51,7 @@ if [[ $SUBNETS != none ]]; then
         --lang-pairs "$LANG_PAIRS" --output-dir "$WORK_DIR/subnets" >"$WORK_DIR/extract.out"
     translate_all "$WORK_DIR/subnet_translations" subnet
 fi
-"$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --baseline-dir "$DATA_DIR/$BASELINE-$SEED" --checkpoint "$CHECKPOINT" \
+"$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --data-dir "$DATA_DIR" --checkpoint "$CHECKPOINT" --learning-rate "$RATE" \
     --system "$SYSTEM" --seed "$SEED" --data "$DATA" --lang-pairs "$LANG_PAIRS" --zero-shot-pairs "$ZERO_SHOT_PAIRS" \
-    --output "$RESULT" -- "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
+    --families "$FAMILIES" --output "$RESULT" --baselines $BASELINES \
+    -- "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
