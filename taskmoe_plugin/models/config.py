@@ -43,6 +43,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
         help="for token routing: in training an expert takes at most ceil(C·k·tokens/experts) tokens, "
         "0: dropless (default: 0)")  # fmt: skip
     add("--moe-eval-capacity-factor", type=float, metavar="C", help="the same in evaluation (default: 0)")
+    add("--moe-random-token-priority", action="store_true",
+        help="in training, with a capacity, an expert takes tokens in random order rather than sentence after sentence "
+        "(default: off)")  # fmt: skip
     add("--moe-router-jitter", type=float, metavar="EPS",
         help="in training, multiply the gate's input by noise from [1-EPS, 1+EPS] (default: 0)")  # fmt: skip
     add("--moe-expert-dropout", type=float, metavar="P", help="dropout inside experts (default: activation dropout)")
@@ -64,6 +67,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_task_gate": "learned",
         "moe_capacity_factor": 0.0,
         "moe_eval_capacity_factor": 0.0,
+        "moe_random_token_priority": False,
         "moe_router_jitter": 0.0,
         "moe_expert_dropout": None,
         "moe_expert_parallel": False,
@@ -169,6 +173,11 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
             yield f"{name}: give 0 (dropless) or more"
         if factor and "token" not in routings:
             yield f"{name}: only token routing has a capacity; leave it out, the other routings are dropless"
+    if args.moe_random_token_priority and not args.moe_capacity_factor:
+        yield (
+            "--moe-random-token-priority: without a capacity every token is served; give --moe-capacity-factor, or "
+            "leave it out"
+        )
     if args.moe_task_gate == "static" and not routings & set(TASK_ROUTINGS):
         yield "--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing"
     if not 0 <= args.moe_router_jitter < 1:

@@ -71,6 +71,7 @@ class StackConfig:
     jitter: float
     capacity_factor: float
     eval_capacity_factor: float
+    random_priority: bool
     langs: tuple[str, ...]
     table: TaskTable | None
     shape: SubnetShape | None
@@ -107,6 +108,7 @@ class StackConfig:
             jitter=args.moe_router_jitter,
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
+            random_priority=getattr(args, "moe_random_token_priority", False),
             langs=tuple(args.taskmoe_langs.split(",")),
             table=_task_table(args, routing) if by_task else None,
             shape=SubnetShape.of(args, stack),
@@ -160,7 +162,8 @@ class StackConfig:
         if group is not None:
             mark_as_spread(experts, group.size)
             dispatcher = AllToAllDispatcher(group)
-        return MoELayer(count, experts, router, self.capacity_factor, self.eval_capacity_factor, dispatcher)
+        capacity = self.capacity_factor, self.eval_capacity_factor
+        return MoELayer(count, experts, router, *capacity, dispatcher, self.random_priority)
 
     def _allowed(self, index: int) -> Tensor | None:
         restriction = self.restriction

@@ -117,7 +117,7 @@ class Dispatcher(Protocol):
     """Brings tokens to experts and results back. Has no parameters."""
 
     def dispatch(
-        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float
+        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float, shuffle: bool = False
     ) -> tuple[Tensor, Dispatched]:
         """The rows (A, C) that the experts of this process compute, sorted by expert.
 
@@ -126,6 +126,7 @@ class Dispatcher(Protocol):
             routing: who computes what.
             num_experts: E.
             capacity_factor: an expert takes at most ceil(factor · K · N / E) assignments; 0: dropless.
+            shuffle: whether it takes them in random order, rather than sentence after sentence.
         """
         ...
 
@@ -138,14 +139,14 @@ class LocalDispatcher:
     """For experts that are all in this process."""
 
     def dispatch(
-        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float
+        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float, shuffle: bool = False
     ) -> tuple[Tensor, Dispatched]:
         experts = routing.experts
         assignments = sort_assignments(experts, num_experts)
         ends, counts = assignments.ends, None if routing.counts is None else routing.counts[0]
         if capacity_factor:
             capacity = expert_capacity(capacity_factor, experts.size(0), num_experts, experts.size(1))
-            assignments = drop_beyond(assignments, experts, serving_order(routing), capacity)
+            assignments = drop_beyond(assignments, experts, serving_order(routing, shuffle), capacity)
             # The last expert computes what was dropped, for nothing: to leave it out, the host would have to count it.
             ends = torch.cat([assignments.ends.narrow(0, 0, num_experts - 1), ends.new_full((1,), experts.numel())])
         routing = with_dropped(routing, assignments)
@@ -155,9 +156,16 @@ class LocalDispatcher:
         return combine(outputs, dispatched)
 
 
-def serving_order(routing: Routing) -> Tensor:
-    """(N,) int64, the tokens sentence after sentence: who is dropped must not depend on how rows are padded."""
-    return routing.tokens.row.argsort(stable=True)
+def serving_order(routing: Routing, shuffle: bool = False) -> Tensor:
+    """(N,) int64, the tokens sentence after sentence: who is dropped must not depend on how rows are padded.
+
+    Args:
+        routing: of the tokens.
+        shuffle: put them in random order instead, which favours no sentence: random token selection (Z-code M3, Kim et
+            al. 2021).
+    """
+    row = routing.tokens.row
+    return torch.randperm(row.numel(), device=row.device) if shuffle else row.argsort(stable=True)
 
 
 def with_dropped(routing: Routing, assignments: Assignments) -> Routing:
