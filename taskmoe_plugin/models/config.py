@@ -49,6 +49,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-router-jitter", type=float, metavar="EPS",
         help="in training, multiply the gate's input by noise from [1-EPS, 1+EPS] (default: 0)")  # fmt: skip
     add("--moe-expert-dropout", type=float, metavar="P", help="dropout inside experts (default: activation dropout)")
+    add("--moe-expert-grad-scale", type=float, metavar="S",
+        help="multiply the gradients of experts by S before they are clipped; the square root of E is what fairseq's "
+        "moe branch calls sqrt_world_size (default: 1)")  # fmt: skip
     add("--moe-expert-parallel", action="store_true",
         help="spread the experts over the data-parallel processes (default: every process has all)")  # fmt: skip
 
@@ -70,6 +73,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_random_token_priority": False,
         "moe_router_jitter": 0.0,
         "moe_expert_dropout": None,
+        "moe_expert_grad_scale": 1.0,
         "moe_expert_parallel": False,
     }
     for name, value in defaults.items():
@@ -156,6 +160,8 @@ def _problems_of_sizes(args: Namespace) -> Iterator[str]:
         yield f"--moe-expert-count {experts}: give at least 1 (for a dense stack, --encoder-moe-freq 0)"
     elif not 1 <= k <= experts:
         yield f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}"
+    if not 0 <= args.moe_expert_grad_scale < math.inf:
+        yield f"--moe-expert-grad-scale {args.moe_expert_grad_scale:g}: give 0 (experts stay as they are) or more"
     if args.moe_expert_ffn_dim is not None and args.moe_expert_ffn_dim < 1:
         yield f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1"
     for stack in STACKS:

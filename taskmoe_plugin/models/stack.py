@@ -49,6 +49,7 @@ class StackConfig:
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
         merge: whether a task's experts are merged to one network.
         route_scale: all weights of experts are multiplied by it.
+        grad_scale: what gradients of experts are multiplied by.
         langs: all languages, in the order of their ids.
         table: the tasks; None where no layer routes by task.
         shape: what is left of the stack; None for a model that has all its experts.
@@ -65,6 +66,7 @@ class StackConfig:
     ffn_dim: int
     activation: str
     expert_dropout: float
+    grad_scale: float
     static: bool
     merge: bool
     route_scale: float
@@ -102,6 +104,7 @@ class StackConfig:
             ffn_dim=args.moe_expert_ffn_dim or getattr(args, f"{stack}_ffn_embed_dim"),
             activation=args.activation_fn,
             expert_dropout=expert_dropout,
+            grad_scale=getattr(args, "moe_expert_grad_scale", 1.0),
             static=by_task and args.moe_task_gate == "static",
             merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
             route_scale=getattr(args, "moe_route_scale", 1.0),
@@ -158,6 +161,8 @@ class StackConfig:
         # one. With scale = K that would be √K: divided by √scale, it is that of a dense network.
         gain = self.route_scale**-0.5
         experts = Experts(count, self.width, self.ffn_dim, activation, self.expert_dropout, held, gain)
+        if self.grad_scale != 1:
+            experts.scale_gradients(self.grad_scale)
         dispatcher = None
         if group is not None:
             mark_as_spread(experts, group.size)
