@@ -69,12 +69,12 @@ class TaskBatch:
         tokens = Tokens.from_padding(self.padding, sum(own))
         unit = self.task.index_select(0, tokens.row)
         if self.merge:
-            present = self._present
-            units = unit.new_tensor(present)
-            place = torch.zeros(len(own), dtype=unit.dtype, device=unit.device)
-            place = place.index_copy(0, units, torch.arange(len(present), device=unit.device))
-            network = place.index_select(0, unit)
-            return merged_routings(self.gates, units, network, tokens, self.share, [own[task] for task in present])
+            # Which tasks there are the host knows, but would have to wait to tell a GPU.
+            present = unit.new_zeros(len(own)).index_fill(0, unit, 1)
+            units = present.argsort(descending=True, stable=True).narrow(0, 0, len(self._present))
+            network = (present.cumsum(0) - 1).index_select(0, unit)
+            counts = [own[task] for task in self._present]
+            return merged_routings(self.gates, units, network, tokens, self.share, counts)
         return routings_of_units(self.gates, unit, tokens, self.share, self._counts, by_task=True)
 
     @cached_property
