@@ -36,6 +36,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-combine", choices=("outputs", "weights"),
         help="what of a task's experts is combined; weights: they are merged to one network of an expert's width, and "
         "--moe-top-k is by default all of them (default: outputs)")  # fmt: skip
+    add("--moe-threshold", type=float, metavar="T",
+        help="a token or a task has as many experts as their probabilities need to sum to T, at most --moe-top-k; "
+        "these are their weights as they are (default: all --moe-top-k)")  # fmt: skip
     add("--moe-route-scale", type=float, metavar="S",
         help="multiply the weights of experts by S; for experts that are 1/k of a dense network's width, "
         "give k (default: 1)")  # fmt: skip
@@ -63,6 +66,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_expert_count": 8,
         "moe_combine": "outputs",
         "moe_route_scale": 1.0,
+        "moe_threshold": 0.0,
         "moe_expert_ffn_dim": None,
         "encoder_moe_routing": "source",
         "decoder_moe_routing": "target",
@@ -195,6 +199,8 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
 def _problems_of_combining(args: Namespace) -> Iterator[str]:
     if not 0 < args.moe_route_scale < math.inf:
         yield f"--moe-route-scale {args.moe_route_scale:g}: give a value above 0"
+    if args.moe_threshold:
+        yield from _problems_of_threshold(args)
     if args.moe_combine != "weights":
         return
     for stack in STACKS:
@@ -216,6 +222,20 @@ def _problems_of_combining(args: Namespace) -> Iterator[str]:
                 f"--moe-{flag.replace('_', '-')} {value}: is for experts whose outputs are combined; leave it out with "
                 "--moe-combine weights"
             )
+
+
+def _problems_of_threshold(args: Namespace) -> Iterator[str]:
+    name = f"--moe-threshold {args.moe_threshold:g}"
+    if not 0 < args.moe_threshold <= 1:
+        yield f"{name}: give a value above 0, at most 1"
+    if args.moe_top_k < 2:
+        yield f"{name}: chooses how many experts up to --moe-top-k, which is {args.moe_top_k}; give at least 2"
+    for flag, default in (
+        ("combine", "outputs"), ("task_gate", "learned"), ("capacity_factor", 0), ("eval_capacity_factor", 0),
+        ("expert_parallel", False),
+    ):  # fmt: skip
+        if getattr(args, f"moe_{flag}") != default:
+            yield f"{name}: is not supported with --moe-{flag.replace('_', '-')}; leave one of them out"
 
 
 def _problems_with_fairseq(args: Namespace) -> Iterator[str]:

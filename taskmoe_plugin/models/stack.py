@@ -49,6 +49,7 @@ class StackConfig:
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
         merge: whether a task's experts are merged to one network.
         route_scale: all weights of experts are multiplied by it.
+        threshold: what the probabilities of a unit's experts have to sum to; 0: it has top_k of them.
         grad_scale: what gradients of experts are multiplied by.
         langs: all languages, in the order of their ids.
         table: the tasks; None where no layer routes by task.
@@ -70,6 +71,7 @@ class StackConfig:
     static: bool
     merge: bool
     route_scale: float
+    threshold: float
     jitter: float
     capacity_factor: float
     eval_capacity_factor: float
@@ -108,6 +110,7 @@ class StackConfig:
             static=by_task and args.moe_task_gate == "static",
             merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
             route_scale=getattr(args, "moe_route_scale", 1.0),
+            threshold=getattr(args, "moe_threshold", 0.0),
             jitter=args.moe_router_jitter,
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
@@ -153,7 +156,7 @@ class StackConfig:
         count, group = self.expert_count(index), self.group
         router: SentenceRouter | TokenRouter | None = None
         if self.table is None:
-            gate = self.width, count, self.top_k, self.jitter, self.route_scale
+            gate = self.width, count, self.top_k, self.jitter, self.route_scale, self.threshold
             router = SentenceRouter(*gate) if self.routing == "sentence" else TokenRouter(*gate, self._allowed(index))
         activation = utils.get_activation_fn(self.activation)
         held = None if group is None else group.held(count)
@@ -188,14 +191,15 @@ class StackConfig:
         assert self.table is not None
         layers, tasks = len(self.moe_layers), len(self.table.names)
         if self.shape is not None and self.shape.experts:
-            return FixedTaskGates(layers, tasks, self.experts, self.top_k)
+            return FixedTaskGates(layers, tasks, self.experts, self.top_k, sparse=self.threshold > 0)
         if self.merge:
             return MergingTaskGates(layers, tasks, self.experts, self.top_k)
         if self.static:
             return StaticTaskGates(layers, tasks, self.experts, self.top_k, self.route_scale)
         # Noise of its own for each stack.
         seed = int(self.stack == "decoder")
-        return TaskGates(layers, tasks, self.width, self.experts, self.top_k, self.jitter, seed, self.route_scale)
+        sizes = layers, tasks, self.width, self.experts, self.top_k
+        return TaskGates(*sizes, self.jitter, seed, self.route_scale, self.threshold)
 
     def build_tasks(self) -> TaskRouter | None:
         """The tasks of the stack with freshly initialised gates; None if it does not route by task."""

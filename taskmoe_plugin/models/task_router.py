@@ -33,7 +33,7 @@ class TaskBatch:
         task: (B,) int64, the task of each row.
         gates: the gates of all U tasks in all L layers, (L, U, …).
         share: (U,) fp32 summing to 1, each task's share of the training tokens.
-        experts: (L, U, K), the experts of each task, on the host.
+        experts: (L, U, K), the experts of each task, on the host; with a threshold, as many as it has.
         task_tokens: (W, U), the tokens of each task on each of W processes, on the host.
         rank: this process among them.
         expert_counts: the number of experts of each layer.
@@ -152,7 +152,9 @@ class TaskRouter(nn.Module):
         counts = task.new_zeros(tasks + 1).index_add(0, task % (tasks + 1), lengths)
         each = counts.unsqueeze(0) if self.group is None else self.group.gather(counts)
         gates = self.gates()
-        read = torch.cat([each.flatten(), gates.experts.flatten()]).tolist()
+        # The host is told of an expert that is none as -1.
+        experts = gates.experts.masked_fill(gates.weights == 0, -1) if gates.sparse else gates.experts
+        read = torch.cat([each.flatten(), experts.flatten()]).tolist()
         task_tokens = [read[start : start + tasks + 1] for start in range(0, each.numel(), tasks + 1)]
         rank = 0 if self.group is None else self.group.rank
         if task_tokens[rank][-1]:
@@ -173,5 +175,5 @@ class TaskRouter(nn.Module):
 
 def _nested(values: list[int], shape: Sequence[int]) -> list[list[list[int]]]:
     _, units, k = shape
-    rows = [values[start : start + k] for start in range(0, len(values), k)]
+    rows = [[each for each in values[start : start + k] if each >= 0] for start in range(0, len(values), k)]
     return [rows[start : start + units] for start in range(0, len(rows), units)]

@@ -141,9 +141,11 @@ class LocalDispatcher:
     def dispatch(
         self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float, shuffle: bool = False
     ) -> tuple[Tensor, Dispatched]:
-        experts = routing.experts
+        experts, counts = routing.experts, None if routing.counts is None else routing.counts[0]
+        if routing.gates.sparse:
+            return _dispatch_some(x, routing, num_experts, counts)
         assignments = sort_assignments(experts, num_experts)
-        ends, counts = assignments.ends, None if routing.counts is None else routing.counts[0]
+        ends = assignments.ends
         if capacity_factor:
             capacity = expert_capacity(capacity_factor, experts.size(0), num_experts, experts.size(1))
             assignments = drop_beyond(assignments, experts, serving_order(routing, shuffle), capacity)
@@ -154,6 +156,25 @@ class LocalDispatcher:
 
     def combine(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
         return combine(outputs, dispatched)
+
+
+def _dispatch_some(
+    x: Tensor, routing: Routing, num_experts: int, counts: Sequence[int] | None
+) -> tuple[Tensor, Dispatched]:
+    """Dispatch where some choices are none, which have weight 0."""
+    # An expert that does not exist comes last.
+    experts = routing.experts.masked_fill(routing.weights == 0, num_experts)
+    assignments = sort_assignments(experts, num_experts)
+    ends, every = assignments.ends, experts.numel()
+    if counts is not None:
+        count = sum(counts)
+    elif x.device.type == "cpu":
+        count = int(ends[-1])
+    else:
+        # To leave them out, the host would have to count: the last expert computes them, for nothing.
+        count, ends = every, torch.cat([ends.narrow(0, 0, num_experts - 1), ends.new_full((1,), every)])
+    rows = gather(x, assignments, routing)[:count]
+    return rows, Dispatched(assignments, routing, x.size(0), ends, counts)
 
 
 def serving_order(routing: Routing, shuffle: bool = False) -> Tensor:
@@ -185,8 +206,12 @@ def gather(x: Tensor, assignments: Assignments, routing: Routing) -> Tensor:
 
 
 def combine(outputs: Tensor, dispatched: Dispatched) -> Tensor:
-    """The weighted sums (T·B, C) of outputs (A, C), in the dtype of the outputs."""
+    """The weighted sums (T·B, C) of outputs (A, C), in the dtype of the outputs; the last may be left out."""
     routing, assignments = dispatched.routing, dispatched.assignments
+    missing = assignments.order.numel() - outputs.size(0)
+    if missing:
+        # What is sorted last, and has no weight.
+        outputs = torch.cat([outputs, outputs.new_zeros(missing, outputs.size(1))])
     weights = routing.weights.to(outputs.dtype)
     return _Combine.apply(outputs, weights, assignments.order, assignments.place, routing.tokens.index, dispatched.size)  # type: ignore[no-any-return, no-untyped-call]
 

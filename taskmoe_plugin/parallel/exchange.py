@@ -77,11 +77,7 @@ class AllToAllDispatcher:
         exchange: _Exchange = dispatched.exchange
         returned = outputs.new_zeros(self.group.size * exchange.room, outputs.size(1))
         returned = _AllToAll.apply(self.group.group, returned.index_copy(0, exchange.received, outputs))
-        rows = returned.index_select(0, exchange.sent)
-        missing = dispatched.assignments.order.numel() - rows.size(0)
-        # What was dropped is sorted last, and has no weight.
-        rows = torch.cat([rows, rows.new_zeros(missing, rows.size(1))]) if missing else rows
-        return combine(rows, dispatched)
+        return combine(returned.index_select(0, exchange.sent), dispatched)
 
     def _count(
         self, routing: Routing, assignments: Assignments, num_experts: int, capacity_factor: float, shuffle: bool
