@@ -41,15 +41,14 @@ subnet() {
     fairseq_generate "$1" "$2" --path "$WORK_DIR/subnets/$1/model.pt" "${subnet_flags[@]}"
 }
 
-translate_all "$WORK_DIR/translations" full_model
-# A pair that was never trained is a task without experts.
-if [[ $ZERO_SHOT_PAIRS && $SYSTEM != pair_pair ]]; then
-    LANG_PAIRS=$ZERO_SHOT_PAIRS translate_all "$WORK_DIR/zero_shot_translations" full_model
-fi
-if [[ $SUBNETS != none ]]; then
-    [[ -e $WORK_DIR/subnets ]] || fairseq-extract-subnet "$WORK_DIR/binary" --path "$WORK_DIR/model/$CHECKPOINT" \
+if [[ $SUBNETS != none && ! -e $WORK_DIR/subnets ]]; then
+    fairseq-extract-subnet "$WORK_DIR/binary" --path "$WORK_DIR/model/$CHECKPOINT" \
         --lang-pairs "$LANG_PAIRS" --output-dir "$WORK_DIR/subnets" >"$WORK_DIR/extract.out"
-    translate_all "$WORK_DIR/subnet_translations" subnet
+fi
+if [[ $TRANSLATE == yes ]]; then
+    translate_all "$WORK_DIR/translations" full_model
+    [[ ! $ZERO_SHOT_PAIRS ]] || LANG_PAIRS=$ZERO_SHOT_PAIRS translate_all "$WORK_DIR/zero_shot_translations" full_model
+    [[ $SUBNETS == none ]] || translate_all "$WORK_DIR/subnet_translations" subnet
 fi
 "$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --data-dir "$DATA_DIR" --checkpoint "$CHECKPOINT" --learning-rate "$RATE" \
     --system "$SYSTEM" --seed "$SEED" --data "$DATA" --lang-pairs "$LANG_PAIRS" --zero-shot-pairs "$ZERO_SHOT_PAIRS" \

@@ -20,14 +20,16 @@ SIDES = {"all": "*", "from": "en-*", "into": "*-en"}
 MEGABYTES = 4e-6  # of a parameter, in single precision
 
 
-def mean(directions: dict[str, Any], metric: str = "bleu") -> float:
-    """The mean score of all directions."""
-    return statistics.mean(float(each[metric]) for each in directions.values())
+def mean(directions: dict[str, Any]) -> float:
+    """The mean BLEU of all directions."""
+    return statistics.mean(float(each["bleu"]) for each in directions.values())
 
 
-def average(runs: list[Run]) -> float:
-    """The mean BLEU of a system's runs over all directions."""
-    return statistics.mean(mean(run["directions"]) for run in runs)
+def rank(runs: list[Run]) -> tuple[float, float]:
+    """What systems are sorted by: BLEU, highest first, and where nothing was translated the loss, lowest first."""
+    bleu = [mean(run["directions"]) for run in runs if "directions" in run]
+    loss = statistics.mean(run["training"]["valid_nll_loss"] for run in runs)
+    return (-statistics.mean(bleu) if bleu else 0.0), loss
 
 
 def over_seeds(values: Iterable[float], form: str = ".2f") -> str:
@@ -58,7 +60,7 @@ def bits_of(side: str, runs: list[Run]) -> str:
 
 def differences(runs: list[Run], baseline: str) -> tuple[str, str]:
     """In how many directions a system is better, and in how many worse, than another; of those tested."""
-    tested = [each for run in runs for each in run["against"].get(baseline, {}).values()]
+    tested = [each for run in runs for each in run.get("against", {}).get(baseline, {}).values()]
     if not tested:
         return "", ""
     found = [each["difference"] for each in tested if each["p"] < SIGNIFICANT]
@@ -66,7 +68,9 @@ def differences(runs: list[Run], baseline: str) -> tuple[str, str]:
 
 
 def largest_subnet_difference(runs: list[Run]) -> str:
-    """The largest difference in BLEU between a full model and one of its subnets."""
+    """The largest difference in BLEU between a full model and one of its subnets; nothing where none translated."""
+    if not any("directions" in run for run in runs):
+        return ""
     found = [
         abs(run["subnets"][name]["bleu"] - each["bleu"])
         for run in runs
@@ -83,7 +87,10 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def overview(systems: Systems) -> str:
-    """A line for each system: scores, and what was tested against the baselines."""
+    """A line for each system: scores, and what was tested against the baselines; of those that translated."""
+    systems = {system: runs for system, runs in systems.items() if "directions" in runs[0]}
+    if not systems:
+        return ""
     rows = [
         (
             system,
@@ -100,7 +107,7 @@ def overview(systems: Systems) -> str:
         "system", "seeds", "BLEU", "from English", "into English", "chrF", "length, from English", "into English",
         *(f"{how} than {baseline}" for baseline in BASELINES for how in ("better", "worse")), "BLEU, untrained pairs",
     )  # fmt: skip
-    return markdown(head, rows)
+    return markdown(head, rows) + "\n"
 
 
 def costs(systems: Systems) -> str:
@@ -204,8 +211,9 @@ def shares_of_gain(systems: Systems) -> str:
     lines, baseline = [], BASELINES[0]
     for student, teacher in TEACHERS.items():
         for run in systems.get(student, []):
-            bleu = {each["system"]: mean(each["directions"]) for each in _of_seed(systems, run["seed"])}
-            if not {teacher, baseline} <= bleu.keys():
+            others = [each for each in _of_seed(systems, run["seed"]) if "directions" in each]
+            bleu = {each["system"]: mean(each["directions"]) for each in others}
+            if not {student, teacher, baseline} <= bleu.keys():
                 continue
             gain = bleu[teacher] - bleu[baseline]
             own = bleu[student] - bleu[baseline]
@@ -214,7 +222,7 @@ def shares_of_gain(systems: Systems) -> str:
             else:
                 share = f"{own / gain:.0%} of its teacher's gain" if own > 0 else "nothing of its teacher's gain"
             lines.append(f"- {student}, seed {run['seed']}: {own:+.2f} BLEU on {baseline}, {share} ({gain:+.2f}).\n")
-    return "\n" + "".join(lines) if lines else ""
+    return "".join([*lines, "\n"]) if lines else ""
 
 
 def _of_seed(systems: Systems, seed: int) -> list[Run]:

@@ -76,7 +76,6 @@ def commit() -> str:
 def record(args: argparse.Namespace) -> dict[str, Any]:
     """All that is known of one run."""
     work_dir, data_dir = args.work_dir, args.data_dir
-    directions = text.parse_directions(args.lang_pairs)
     checkpoint = work_dir / "model" / args.checkpoint
     families = [family.split(",") for family in args.families.split()]
     has_subnets = (work_dir / "subnets").exists()
@@ -92,14 +91,15 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
         "parameters": parameters(checkpoint, args.flags, has_subnets),
         "training": training(work_dir, updates_of(checkpoint)),
         "task_gates": task_gates(checkpoint, families),
-        "directions": scores(work_dir, "translations", directions),
-        "against": significance(work_dir, [data_dir / f"{each}-{args.seed}" for each in args.baselines], directions),
     }
-    if (work_dir / "subnet_translations" / "finished").exists():
-        found["subnets"] = scores(work_dir, "subnet_translations", directions)
-    if (work_dir / "zero_shot_translations" / "finished").exists():
-        untrained = text.parse_directions(args.zero_shot_pairs)
-        found["zero_shot"] = scores(work_dir, "zero_shot_translations", untrained)
+    folders = {"directions": "translations", "subnets": "subnet_translations", "zero_shot": "zero_shot_translations"}
+    for key, folder in folders.items():
+        if (work_dir / folder / "finished").exists():
+            pairs = args.zero_shot_pairs if key == "zero_shot" else args.lang_pairs
+            found[key] = scores(work_dir, folder, text.parse_directions(pairs))
+    if "directions" in found:
+        baselines = [data_dir / f"{each}-{args.seed}" for each in args.baselines]
+        found["against"] = significance(work_dir, baselines, text.parse_directions(args.lang_pairs))
     return found
 
 

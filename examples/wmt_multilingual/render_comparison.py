@@ -42,26 +42,27 @@ narrow experts that were not scaled. dense_large is what is dense_wide above.
 
 
 def load(directory: Path) -> Systems:
-    """The runs of a data set by system, in the order of their average BLEU, best first."""
+    """The runs of a data set by system, best first."""
     runs: Systems = {}
     for path in sorted(directory.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         runs.setdefault(run["system"], []).append(run)
-    return dict(sorted(runs.items(), key=lambda item: -tables.average(item[1])))
+    return dict(sorted(runs.items(), key=lambda item: tables.rank(item[1])))
 
 
 def section(name: str, systems: Systems) -> str:
     """What there is to say of one data set."""
     run = next(iter(systems.get(tables.BASELINES[0], next(iter(systems.values())))))
-    count, directions = sum(map(len, systems.values())), run["directions"]
+    count, directions = sum(map(len, systems.values())), run.get("directions", {})
+    tested = (
+        f"; {len(directions)} directions, {sum(each['sentences'] for each in directions.values()):,} test sentences"
+    )
     parts = [
-        f"\n## {name}\n\n{count} training{'s' * (count > 1)} of {run['training']['updates']:,} updates{tokens(run)}; "
-        f"{len(directions)} direction{'s' * (len(directions) > 1)}, "
-        f"{sum(each['sentences'] for each in directions.values()):,} test sentences. {run['system']} was trained with "
+        f"\n## {name}\n\n{count} training{'s' * (count > 1)} of {run['training']['updates']:,} updates{tokens(run)}"
+        f"{tested if directions else ', too short to translate with'}. {run['system']} was trained with "
         f"`{' '.join(run['flags'])}`\n\n",
         tables.overview(systems),
         tables.shares_of_gain(systems),
-        "\n",
         tables.costs(systems),
         tables.learning_rates(systems),
         tables.curves(systems),

@@ -346,6 +346,18 @@ def test_earlier_runs_have_sections_of_their_own_at_the_end(tmp_path: Path) -> N
     assert "## earlier" not in page
 
 
+def test_systems_that_did_not_translate_are_sorted_by_their_losses(tmp_path: Path) -> None:
+    runs = [run_of("dense", 1, 20), run_of("better", 1, 30), run_of("distilled", 1, 25)]
+    for run, loss in zip(runs, (3.0, 2.5, 3.5)):
+        run["training"]["valid_nll_loss"] = loss
+        del run["directions"], run["zero_shot"], run["against"]
+    page = page_of(tmp_path, runs)
+    assert "3 trainings of 10 updates, 2.0 million target tokens, too short to translate with. dense was" in page
+    assert "BLEU |" not in page.split("## made-up")[1].split("largest difference")[0]
+    lines = [line for line in page.splitlines() if " | 1.500 | 2.500 | 0.50 | 0.50 |  |" in line]
+    assert [line.split(" | ")[0] for line in lines] == ["| better", "| dense", "| distilled"]
+
+
 def test_of_several_learning_rates_the_one_with_the_lowest_last_loss_is_chosen(tmp_path: Path) -> None:
     for rate, losses in (("0.1", (2, "NaN")), ("0.01", (9, 4)), ("0.001", (3, 5))):
         events = ({"valid_num_updates": str(number), "valid_nll_loss": str(loss)} for number, loss in enumerate(losses))

@@ -16,6 +16,7 @@ BASELINES="dense token_token"
 : "${TRIAL_UPDATES:=$(((MAX_UPDATE + 9) / 10))}"
 : "${SAVE_UPDATES:=$(((MAX_UPDATE + 5) / 6))}" # the validation of twenty directions takes as long as 200 updates
 : "${LOG_INTERVAL:=50}"
+: "${TRANSLATE:=yes}" # no: for trainings that are too short to translate with; their losses are recorded all the same
 : "${WORKERS:=2}"
 : "${JOBS:=1}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
