@@ -3,7 +3,9 @@
 # 3+3 layers of WIDTH. A token passes as many feed-forward weights in every system but dense_wide: a network of 4 WIDTH in
 # every layer, or two experts of half of that, or, with merged experts, the one network that its task's experts make.
 
-SYSTEMS=${SYSTEMS:-"dense token_token source_target merged low_rank merged_low_rank dense_wide switch target_target static token_target distilled"}
+ALL_SYSTEMS="dense token_token source_target merged low_rank merged_low_rank dense_wide switch target_target static
+    token_target distilled continued upcycled_token_token upcycled_source_target upcycled_merged"
+SYSTEMS=${SYSTEMS:-$ALL_SYSTEMS}
 BASELINES="dense token_token"
 : "${SYSTEM:=dense}"
 : "${SEEDS:=1}"
@@ -43,17 +45,22 @@ MERGED_FLAGS=(
 )
 
 # Another system's place, for a student: what it learns from.
-TEACHER_DIR='' STUDENT_FLAGS=()
+TEACHER_DIR='' START_FLAGS=()
 # Whether subnets can be cut out of it: of both stacks (fold), of the decoder alone (partial), or of neither (none).
 SUBNETS=fold
-case $SYSTEM in
-    dense) dense "$FFN" ;;
+# Those that begin with the dense system trained: dense itself, and experts made of its feed-forward networks.
+if [[ $SYSTEM == continued || $SYSTEM == upcycled_* ]]; then
+    START_FLAGS=(--finetune-from-model "$DATA_DIR/dense-$SEED/model/checkpoint_last.pt")
+fi
+name=${SYSTEM#upcycled_}
+case $name in
+    dense | continued) dense "$FFN" ;;
     # As wide as it has to be to have the parameters of the narrow experts, all of which every token uses.
     dense_wide) dense $((EXPERTS * FFN / 2)) ;;
-    low_rank) dense "$FFN" && SYSTEM_FLAGS+=(--task-low-rank 16) SUBNETS=fold ;;
+    low_rank) dense "$FFN" && SYSTEM_FLAGS+=(--task-low-rank $((WIDTH / 4))) SUBNETS=fold ;;
     merged) SYSTEM_FLAGS=("${MERGED_FLAGS[@]}") ;;
-    merged_low_rank) SYSTEM_FLAGS=("${MERGED_FLAGS[@]}" --task-low-rank 16) ;;
-    source_target | target_target) routed "${SYSTEM%_*}" "${SYSTEM#*_}" ;;
+    merged_low_rank) SYSTEM_FLAGS=("${MERGED_FLAGS[@]}" --task-low-rank $((WIDTH / 4))) ;;
+    source_target | target_target) routed "${name%_*}" "${name#*_}" ;;
     static) routed source target && SYSTEM_FLAGS+=(--moe-task-gate static) ;;
     token_target) routed token target && SUBNETS=partial ;;
     token_token) routed token token && SUBNETS=none ;;
@@ -68,7 +75,7 @@ case $SYSTEM in
     distilled)
         dense "$FFN"
         TEACHER_DIR=$(dirname "$WORK_DIR")/token_token-$SEED
-        STUDENT_FLAGS=(--finetune-from-model "$WORK_DIR/student.pt")
+        START_FLAGS=(--finetune-from-model "$WORK_DIR/student.pt")
         ;;
     *) fail "SYSTEM=$SYSTEM: no such system; choose from $SYSTEMS" 2 ;;
 esac
@@ -91,7 +98,7 @@ training_flags() {
         --warmup-updates $(($1 / 10)) --total-num-update "$1" --max-update "$1" --max-tokens "$MAX_TOKENS"
         --num-workers 0 --no-epoch-checkpoints --save-interval-updates "$SAVE_UPDATES" --keep-interval-updates 1
         --log-format json --log-interval "$LOG_INTERVAL" --seed "$SEED"
-        "${STUDENT_FLAGS[@]}"
+        "${START_FLAGS[@]}"
     )
 }
 : "${UPDATES:=$MAX_UPDATE}" "${LEARNING_RATE:=${LEARNING_RATES%% *}}"
