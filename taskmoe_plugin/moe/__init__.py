@@ -28,7 +28,14 @@ from taskmoe_plugin.moe.gates import (
     top_k_gates,
 )
 from taskmoe_plugin.moe.layer import MoELayer
-from taskmoe_plugin.moe.losses import balance_loss, expert_load, experts_in_use, gate_entropy, z_loss
+from taskmoe_plugin.moe.losses import (
+    balance_loss,
+    expert_load,
+    experts_in_use,
+    gate_entropy,
+    mutual_information_loss,
+    z_loss,
+)
 from taskmoe_plugin.moe.products import grouped_linear
 from taskmoe_plugin.moe.routing import (
     GateRecord,
@@ -73,6 +80,7 @@ __all__ = [
     "gate_entropy",
     "grouped_linear",
     "merged_routings",
+    "mutual_information_loss",
     "routings_of_units",
     "sort_assignments",
     "top_k_gates",
