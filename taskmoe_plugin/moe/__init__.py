@@ -17,6 +17,7 @@ from taskmoe_plugin.moe.dispatch import (
 )
 from taskmoe_plugin.moe.experts import Experts, FeedForward
 from taskmoe_plugin.moe.gates import (
+    Choice,
     FixedTaskGates,
     Gates,
     LinearGate,
@@ -50,6 +51,7 @@ from taskmoe_plugin.moe.usage import Usage, count_usage, counted_usage
 
 __all__ = [
     "Assignments",
+    "Choice",
     "Dispatched",
     "Dispatcher",
     "Experts",
