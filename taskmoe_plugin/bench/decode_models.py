@@ -16,6 +16,8 @@ from fairseq.trainer import Trainer
 
 from taskmoe_plugin.bench.model_args import moe_args
 from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.files.loading import load
+from taskmoe_plugin.files.writing import save
 from taskmoe_plugin.subnet.extract import Options, extract
 
 KEPT = 4  # the random text uses one word in so many
@@ -90,7 +92,7 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
 
 def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: Any) -> Path:
     """Write the checkpoint of a freshly initialised model that differs from another one in some of its arguments."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    state = load(checkpoint)
     # Those of a subnet for stock fairseq are dictionaries.
     flags = {name: Namespace(**_flags(state["cfg"][name])) for name in ("model", "task")}
     vars(flags["model"]).update(model_args)
@@ -98,7 +100,7 @@ def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: 
     state["cfg"].update(flags)
     state["model"] = tasks.setup_task(flags["task"]).build_model(flags["model"]).state_dict()
     state.pop("last_optimizer_state", None)
-    torch.save(state, path)
+    save(state, path)
     return path
 
 
@@ -123,6 +125,6 @@ def subnet(source: Source, directory: Path, **options: Any) -> Path:
 
 def language_tokens(source: Source) -> dict[str, list[str]]:
     """The tokens that fairseq puts before the target, and that CTranslate2 must be given."""
-    task = torch.load(source.checkpoint, map_location="cpu", weights_only=True, mmap=True)["cfg"]["task"]
+    task = load(source.checkpoint)["cfg"]["task"]
     target = source.pair.split("-")[1]
     return {"target_prefix": [f"__{target}__"] if task.decoder_langtok else []}

@@ -70,13 +70,30 @@ def load(path: Path) -> Any:
     """
     complete = _look(path)
     try:
-        with exact_offsets():
+        with _exact_offsets():
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # damaged pickles raise almost anything
         raise _diagnose(error, complete) from error
 
 
-def exact_offsets() -> AbstractContextManager[Any]:
+def is_archive(path: Path) -> bool:
+    """Whether a file begins like those of ``torch.save``, whole or not.
+
+    Raises:
+        UnreadableFile: the system refuses to read it.
+    """
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_ZIP)) == _ZIP
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _exact_offsets() -> AbstractContextManager[Any]:
     """Within the context PyTorch computes where tensors are in a file, rather than look each of them up in it."""
     try:
         from torch.utils.serialization import config
