@@ -16,8 +16,11 @@ from fairseq.trainer import Trainer
 
 from taskmoe_plugin.bench.model_args import moe_args
 from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.files.binarised import check_pieces, check_set
+from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.files.loading import load
 from taskmoe_plugin.files.writing import save
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.extract import Options, extract
 
 KEPT = 4  # the random text uses one word in so many
@@ -41,22 +44,29 @@ class Source:
 
 
 def given_source(args: Namespace, sentences: int) -> Source:
-    """The user's own model and test set, repeated until there are enough sentences; or raise ``UsageError``."""
+    """The user's own model and test set, repeated until there are enough sentences.
+
+    Raises:
+        TaskMoEError: a flag or a file is missing, or a file is damaged.
+    """
     if not (args.path and args.lang_pair):
         raise UsageError(
             "DATA_BIN needs --path CKPT and --lang-pair PAIR; without all three, random models are measured"
         )
+    Checkpoint.open(Path(args.path))
     lang = args.lang_pair.split("-")[0]
     data, name = Path(args.data_bin), f"test.{args.lang_pair}.{lang}"
     dictionary = data / f"dict.{lang}.txt"
-    for path in (Path(args.path), data / f"{name}.bin", dictionary):
-        if not path.is_file():
-            raise UsageError(
-                f"{path}: no such file; give a checkpoint and the DATA_BIN with the test set of --lang-pair"
-            )
-    words = Dictionary.load(str(dictionary))
-    test = data_utils.load_indexed_dataset(str(data / name), words)
-    found = [words.string(test[index]).split() for index in range(min(len(test), sentences))]
+    for path in (data / f"{name}.bin", dictionary):
+        if not path.exists():
+            raise UsageError(f"{path}: no such file; give the DATA_BIN with the test set of --lang-pair")
+    read_dictionary(dictionary)
+    words, prefix = Dictionary.load(str(dictionary)), str(data / name)
+    check_set(prefix)
+    test = data_utils.load_indexed_dataset(prefix, words)
+    rows = [test[index] for index in range(min(len(test), sentences))]
+    check_pieces(prefix, max(int(row.max()) for row in rows), len(words))
+    found = [words.string(row).split() for row in rows]
     return Source(data, Path(args.path), args.lang_pair, list(islice(cycle(found), sentences)))
 
 

@@ -19,6 +19,8 @@ _REFUSAL = re.compile(
     r"call reduce for unrecognized function ([^\n]+)|Can only (?:build|create new object)[^\n]+"
 )
 
+_REASON = re.compile(r"WeightsUnpickler error:\s*(.*?)\s*(?:Check the documentation|$)", re.DOTALL)
+
 
 class LoadError(ValueError):
     """A file that cannot be loaded. Its text says why, to be put after the file's name.
@@ -133,7 +135,9 @@ def _diagnose(error: Exception, complete: bool) -> LoadError:
     if refused:
         name = next(filter(None, refused.groups()), "")
         return RefusedFile(f"holds Python objects that safe loading refuses{f' ({name})' if name else ''}")
-    return DamagedFile(f"damaged ({_short(str(error) or type(error).__name__)})")
+    # PyTorch puts advice for developers around the reason.
+    reason = _REASON.search(str(error))
+    return DamagedFile(f"damaged ({_short(reason[1] if reason else str(error)) or type(error).__name__})")
 
 
 def _short(text: str, limit: int = 120) -> str:

@@ -28,7 +28,7 @@ from taskmoe_plugin.models.subnet_shape import take_up_pruning
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.memory import out_of_memory_ends_all
-from taskmoe_plugin.parallel.resuming import check_start, checkpoint_directories
+from taskmoe_plugin.parallel.resuming import Start, check_start, checkpoint_directories
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
 from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
@@ -130,7 +130,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             model.group,
             args.moe_expert_count,
             checkpoint_directories(self.args),
-            start.name if start else f"--path {getattr(self.args, 'path', None)}",
+            self._checkpoint_name(start),
         )
         if not from_checkpoint:
             self.spread_experts = spread_experts
@@ -145,6 +145,11 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         elif self.args.eval_bleu:
             self.validation_bleu = ValidationBleu(self, model, len(self.lang_pairs), set(self._langtoks().values()))
         return model
+
+    def _checkpoint_name(self, start: Start | None) -> str:
+        """What to call the checkpoint that a model is loaded from."""
+        path = getattr(self.args, "path", None)
+        return start.name if start else f"--path {path}" if path else "the checkpoint"
 
     def build_generator(
         self,

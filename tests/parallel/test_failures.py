@@ -143,4 +143,4 @@ def test_nan_on_one_process_stops_all_as_it_stops_one_and_leaves_no_usable_check
     trainer = make_trainer(corpus, RESHARDED["adam"], 1, 0, directory)
     with pytest.raises(SystemExit), one_line_errors():
         trainer.load_checkpoint(str(directory / "crash.pt"))
-    assert "crash.pt: has no experts: it was written in a crash" in capfd.readouterr().err
+    assert "the checkpoint: has no experts: it was written in a crash" in capfd.readouterr().err
