@@ -13,7 +13,7 @@ import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError, raise_all
-from taskmoe_plugin.models.config import STACKS, check_format
+from taskmoe_plugin.models.config import STACKS, check_format, set_moe_defaults
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 
@@ -47,6 +47,9 @@ def check_continues(args: Namespace, trained: Namespace, name: str) -> None:
         raise UsageError(f"{name}: is a subnet, without most of the experts; give the checkpoint it was extracted from")
     check_format(trained, name)
     try:
+        # Older checkpoints do not have all flags.
+        trained = Namespace(**vars(trained))
+        set_moe_defaults(trained)
         stacks = [(StackConfig.from_args(args, stack), StackConfig.from_args(trained, stack)) for stack in STACKS]
         langs = trained.taskmoe_langs
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -78,7 +81,7 @@ def _other_flags(
             yield f"--{name}-moe-freq", own.freq, before.freq
         if not (own.moe_layers and before.moe_layers):
             continue
-        for part in (f"{name}_moe_routing", "moe_expert_count", "moe_top_k"):
+        for part in (f"{name}_moe_routing", "moe_combine", "moe_expert_count", "moe_top_k", "moe_route_scale"):
             yield from _other(part, args, trained)
         if own.ffn_dim != before.ffn_dim:
             yield "--moe-expert-ffn-dim", own.ffn_dim, before.ffn_dim

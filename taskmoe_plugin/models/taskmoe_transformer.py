@@ -20,7 +20,7 @@ from taskmoe_plugin.models.config import (
     remember_languages,
     set_moe_defaults,
 )
-from taskmoe_plugin.models.continuing import check_languages
+from taskmoe_plugin.models.continuing import check_continues, check_languages
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
 from taskmoe_plugin.parallel.command_line import settle
@@ -128,6 +128,15 @@ class TaskMoETransformerModel(TransformerModel):
     def check_languages(self, langs: list[str]) -> None:
         """Raise ``UsageError`` if ``--langs`` differs from what the model was trained with."""
         check_languages(",".join(langs), self.args.taskmoe_langs)
+
+    def check_continues(self, trained: Namespace, name: str) -> None:
+        """Raise an error if the model cannot take up the weights of a trained one.
+
+        Args:
+            trained: the arguments that its checkpoint carries.
+            name: what to call that, a path or a flag and its value.
+        """
+        check_continues(self.args, trained, name)
 
     def warn_of_idle_experts(self) -> None:
         """Warn if a layer has more experts than all tasks together can use: they cost memory and never learn."""

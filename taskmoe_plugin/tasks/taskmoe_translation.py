@@ -23,7 +23,6 @@ from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.files.explaining import explain
 from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
-from taskmoe_plugin.models.continuing import check_continues
 from taskmoe_plugin.models.subnet_shape import take_up_pruning
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
@@ -135,7 +134,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if not from_checkpoint:
             self.spread_experts = spread_experts
         if start is not None:
-            check_continues(model.args, start.args, start.name)
+            model.check_continues(start.args, start.name)
         if from_checkpoint:
             model.check_languages(self.langs)
         elif self.training:

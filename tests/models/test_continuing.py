@@ -11,14 +11,16 @@ import pytest
 from taskmoe_plugin.errors import TaskMoEError, UsageError
 from taskmoe_plugin.models.continuing import check_continues
 from taskmoe_plugin.models.subnet_shape import SubnetShape
-from tests.helpers.models import GROUPS, PAIRS, StubTask, build_model
+from tests.helpers.models import GROUPS, PAIRS, StubTask, build_model_of, model_args
 
 NAME = "--restore-file x.pt"
 
 
-def args_of(**flags: Any) -> Namespace:
+def args_of(task: Any = None, **flags: Any) -> Namespace:
     """The arguments of a model, as a checkpoint carries them."""
-    return build_model(**flags).args  # type: ignore[no-any-return]
+    args = model_args(**flags)
+    build_model_of(args, task=task)
+    return args
 
 
 def grouped(path: Path, groups: dict[str, str], **flags: Any) -> Namespace:
@@ -46,6 +48,8 @@ def grouped(path: Path, groups: dict[str, str], **flags: Any) -> Namespace:
         ({}, {"encoder_moe_freq": 0}, ["--encoder-moe-freq 0", "--encoder-moe-freq 2"]),
         ({"decoder_moe_freq": 0}, {}, ["--decoder-moe-freq 2", "--decoder-moe-freq 0"]),
         ({}, {"moe_task_gate": "static"}, ["--moe-task-gate static", "--moe-task-gate learned"]),
+        ({}, {"moe_combine": "weights"}, ["--moe-combine weights", "--moe-combine outputs"]),
+        ({}, {"moe_route_scale": 2.0}, ["--moe-route-scale 2.0", "--moe-route-scale 1.0"]),
         ({}, {"moe_expert_ffn_dim": 8}, ["--moe-expert-ffn-dim 8", "--moe-expert-ffn-dim 24"]),
         ({}, {"encoder_layers": 4}, ["--encoder-layers 4", "--encoder-layers 2"]),
         (
@@ -82,6 +86,14 @@ def test_other_flags_are_refused_with_both_values(before: dict, after: dict, sai
 )
 def test_flags_that_change_no_weight_are_taken(before: dict, after: dict) -> None:
     check_continues(args_of(**after), args_of(**before), NAME)
+
+
+def test_flags_that_older_checkpoints_do_not_have_are_the_defaults() -> None:
+    trained = args_of()
+    del trained.moe_combine, trained.moe_route_scale
+    check_continues(args_of(), trained, NAME)
+    with pytest.raises(UsageError, match=r"--moe-combine weights: .* was trained with --moe-combine out"):
+        check_continues(args_of(moe_combine="weights"), trained, NAME)
 
 
 def test_other_languages_are_refused() -> None:
