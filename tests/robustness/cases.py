@@ -18,6 +18,7 @@ from tests.robustness.damages import Damage
 
 USER_DIR = plugin.rpartition("/")[0]
 # Paths in a case's directory.
+TOKEN_FILE, PIECES, SUBNET = "token/checkpoint_last.pt", "pieces.model", "subnet/en-de"
 MODEL_FILE, SPREAD_FILE, EXPERTS = "model/checkpoint_last.pt", "spread/checkpoint_last.pt", "spread/experts/*-0of2.pt"
 TASK = (
     "bin", "--user-dir", USER_DIR, "--task", "taskmoe_translation", "--langs", ",".join(LANGS), "--lang-pairs",
@@ -66,11 +67,31 @@ ENTRY_POINTS = {
     "extract spread": EntryPoint((*EXTRACT, "--path", SPREAD_FILE), SPREAD),
     "extract --verify": EntryPoint((*EXTRACT, "--path", MODEL_FILE, "--verify"), _data("test")),
     "extract --trim-vocabulary": EntryPoint((*EXTRACT, "--path", MODEL_FILE, "--trim-vocabulary"), _data("train")),
+    "extract --sentencepiece-model": EntryPoint(
+        ("taskmoe", "extract", *EXTRACT[1:], "--path", MODEL_FILE, "--sentencepiece-model", PIECES), {"pieces": PIECES}
+    ),
+    "translate": EntryPoint(
+        ("taskmoe", "translate", SUBNET, "text.txt", "--beam-size", 1, "--threads", 1),
+        {
+            "description": f"{SUBNET}/subnet.json",
+            "ctranslate2": f"{SUBNET}/model.bin",
+            "pieces": f"{SUBNET}/sentencepiece.bpe.model",
+            "text": "text.txt",
+        },
+    ),
+    "convert join": EntryPoint(
+        ("taskmoe", "convert", "join", MODEL_FILE, "model/other.pt", "--output", "out.pt"),
+        {"checkpoint": "model/other.pt"},
+    ),
+    "convert prune": EntryPoint(
+        ("taskmoe", "convert", "prune", TOKEN_FILE, "--output", "out.pt", "--experts", 2, "--data", "bin"),
+        {"checkpoint": TOKEN_FILE, **_data("valid"), **DICTIONARY},
+    ),
     "report": EntryPoint(
         ("taskmoe", "report", MODEL_FILE, "--output-dir", "out", "--no-plots"), {"checkpoint": MODEL_FILE}
     ),
     "report --data": EntryPoint(
-        ("taskmoe", "report", "token/checkpoint_last.pt", "--output-dir", "out", "--no-plots", "--data", "bin"),
+        ("taskmoe", "report", TOKEN_FILE, "--output-dir", "out", "--no-plots", "--data", "bin"),
         {**_data("valid"), **DICTIONARY},
     ),
     "consolidate": EntryPoint(
@@ -182,6 +203,25 @@ DAMAGES: dict[str, tuple[Wanted, ...]] = {
         Wanted(damages.other_set, ("truncated", "does not belong")),
         Wanted(damages.other_dictionary, ("another dictionary",)),
     ),
+    "pieces": (
+        *ANY_FILE,
+        Wanted(damages.text, ("no SentencePiece model", "cannot be loaded")),
+        Wanted(damages.empty, ("no SentencePiece model", "cannot be loaded")),
+        Wanted(damages.truncated, ("no SentencePiece model", "cannot be loaded", "of the pieces"), harmless=True),
+    ),
+    "description": (
+        *ANY_FILE,
+        Wanted(damages.truncated, ("extract",)),
+        Wanted(damages.text, ("extract",)),
+        Wanted(damages.other_values, ("extract",), harmless=True),
+    ),
+    "ctranslate2": (
+        *ANY_FILE,
+        Wanted(damages.truncated, ("cannot be loaded",)),
+        Wanted(damages.empty, ("cannot be loaded",)),
+        Wanted(damages.text, ("cannot be loaded",)),
+    ),
+    "text": (*ANY_FILE, Wanted(damages.not_utf8, ("no UTF-8",))),
     "groups": (*ANY_FILE, Wanted(damages.text, ("line 1 is not",)), Wanted(damages.not_utf8, ("cannot be read",))),
     "json": (
         *ANY_FILE,

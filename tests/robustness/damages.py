@@ -162,6 +162,17 @@ def other_rows(path: Path, random: Random) -> None:
     _changed(path, json.dumps(report).encode())
 
 
+def other_values(path: Path, random: Random) -> None:
+    """One value of a JSON file is of another type, or is not there."""
+    content = json.loads(path.read_text())
+    name = random.choice(sorted(content))
+    others: list[Any] = [None, 1, "text", [], {}, [1]]
+    content[name] = random.choice([each for each in others if type(each) is not type(content[name])])
+    if random.random() < 0.3:
+        del content[name]
+    _changed(path, json.dumps(content).encode())
+
+
 def longer(path: Path, random: Random) -> None:
     _changed(path, path.read_bytes() + b"\0" * 100)
 
