@@ -18,7 +18,9 @@ from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 
 MODEL = "taskmoe_transformer"
-DENSE = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")  # of each stack
+# Flags that change what a weight is or does: of each stack, and of its MoE layers.
+DENSE = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+OF_EXPERTS = ("moe_combine", "moe_expert_count", "moe_top_k", "moe_threshold", "moe_route_scale")
 
 
 def check_languages(given: str, trained: str, name: str = "the checkpoint") -> None:
@@ -73,7 +75,7 @@ def _check_dense(args: Namespace, arch: str | None, name: str) -> None:
 def _other_flags(
     args: Namespace, trained: Namespace, stacks: list[tuple[StackConfig, StackConfig]]
 ) -> Iterator[tuple[str, object, object]]:
-    """Flags, each with its new and its trained value, that change what a weight is or what it does."""
+    """Flags whose values differ, each with its new and its trained value."""
     for name, (own, before) in zip(STACKS, stacks):
         for part in DENSE:
             yield from _other(f"{name}_{part}", args, trained)
@@ -81,7 +83,7 @@ def _other_flags(
             yield f"--{name}-moe-freq", own.freq, before.freq
         if not (own.moe_layers and before.moe_layers):
             continue
-        for part in (f"{name}_moe_routing", "moe_combine", "moe_expert_count", "moe_top_k", "moe_route_scale"):
+        for part in (f"{name}_moe_routing", *OF_EXPERTS):
             yield from _other(part, args, trained)
         if own.ffn_dim != before.ffn_dim:
             yield "--moe-expert-ffn-dim", own.ffn_dim, before.ffn_dim

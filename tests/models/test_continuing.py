@@ -49,6 +49,7 @@ def grouped(path: Path, groups: dict[str, str], **flags: Any) -> Namespace:
         ({"decoder_moe_freq": 0}, {}, ["--decoder-moe-freq 2", "--decoder-moe-freq 0"]),
         ({}, {"moe_task_gate": "static"}, ["--moe-task-gate static", "--moe-task-gate learned"]),
         ({}, {"moe_combine": "weights"}, ["--moe-combine weights", "--moe-combine outputs"]),
+        ({}, {"moe_threshold": 0.5}, ["--moe-threshold 0.5", "--moe-threshold 0.0"]),
         ({}, {"moe_route_scale": 2.0}, ["--moe-route-scale 2.0", "--moe-route-scale 1.0"]),
         ({}, {"moe_expert_ffn_dim": 8}, ["--moe-expert-ffn-dim 8", "--moe-expert-ffn-dim 24"]),
         ({}, {"encoder_layers": 4}, ["--encoder-layers 4", "--encoder-layers 2"]),
