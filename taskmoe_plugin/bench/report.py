@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from taskmoe_plugin.errors import UsageError
-from taskmoe_plugin.files.writing import new_files
+from taskmoe_plugin.files.writing import new_file, new_files
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "fairseq", "ve-fairseq", "fairscale", "ctranslate2", "taskmoe-plugin")
@@ -118,15 +118,17 @@ def write(report: Report, prefix: str, draw: Callable[[Any], None]) -> list[Path
         The files written.
     """
     paths = [Path(prefix + suffix) for suffix in SUFFIXES]
+    # Of an earlier run no plot is left.
     with new_files(paths[0].parent, [path.name for path in paths], f"--output {prefix}") as temporary:
-        record, rows, plot = (temporary / path.name for path in paths)
-        record.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-        _write_csv(rows, report.rows)
-        if find_spec("matplotlib"):
-            _write_plot(plot, report, draw)
-            return paths
+        content = json.dumps(asdict(report), indent=1) + "\n"
+        (temporary / paths[0].name).write_text(content, encoding="utf-8")
+        _write_csv(temporary / paths[1].name, report.rows)
+    if not find_spec("matplotlib"):
         print("taskmoe: no plot was made: matplotlib is not installed; pip install matplotlib", file=sys.stderr)
         return paths[:2]
+    with new_file(paths[2], f"--output {prefix}") as plot:
+        _write_plot(plot, report, draw)
+    return paths
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
