@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from taskmoe_plugin.parallel.shards import is_stacked
+from taskmoe_plugin.parallel.manifest import is_stacked
 from taskmoe_plugin.report.sizes import subnet_sizes
 from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
