@@ -2,7 +2,7 @@
 """Render what record_system.py has written, RESULTS/DATA/SYSTEM-SEED.json, as a page of tables.
 
 Runs that are missing are left out and counted, so that the page is true at any time. RESULTS/earlier holds data sets
-whose systems were trained with other settings.
+whose systems were trained with other settings. RESULTS/DATA/note.md, if there is any, is the first that is said of it.
 """
 
 from __future__ import annotations
@@ -50,15 +50,18 @@ def load(directory: Path) -> Systems:
     return dict(sorted(runs.items(), key=lambda item: tables.rank(item[1])))
 
 
-def section(name: str, systems: Systems) -> str:
+def section(directory: Path, systems: Systems) -> str:
     """What there is to say of one data set."""
+    note = directory / "note.md"
     run = next(iter(systems.get(tables.BASELINES[0], next(iter(systems.values())))))
     count, directions = sum(map(len, systems.values())), run.get("directions", {})
     tested = (
         f"; {len(directions)} directions, {sum(each['sentences'] for each in directions.values()):,} test sentences"
     )
     parts = [
-        f"\n## {name}\n\n{count} training{'s' * (count > 1)} of {run['training']['updates']:,} updates{tokens(run)}"
+        f"\n## {directory.name}\n\n",
+        note.read_text(encoding="utf-8") + "\n" if note.exists() else "",
+        f"{count} training{'s' * (count > 1)} of {run['training']['updates']:,} updates{tokens(run)}"
         f"{tested if directions else ', too short to translate with'}. {run['system']} was trained with "
         f"`{' '.join(run['flags'])}`\n\n",
         tables.overview(systems),
@@ -85,8 +88,8 @@ def tokens(run: Run) -> str:
 
 def sections(results: Path) -> list[str]:
     """A section for each data set with runs."""
-    found = {path.name: load(path) for path in sorted(results.iterdir()) if path.is_dir()} if results.is_dir() else {}
-    return [section(name, systems) for name, systems in found.items() if systems]
+    found = {path: load(path) for path in sorted(results.iterdir()) if path.is_dir()} if results.is_dir() else {}
+    return [section(path, systems) for path, systems in found.items() if systems]
 
 
 def render(results: Path) -> str:

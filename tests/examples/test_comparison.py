@@ -341,7 +341,9 @@ def test_the_page_gives_a_students_share_of_its_teachers_gain(tmp_path: Path) ->
 
 def test_earlier_runs_have_sections_of_their_own_at_the_end(tmp_path: Path) -> None:
     page_of(tmp_path, [run_of("dense", 1, 20)], "earlier/made-up")
+    (tmp_path / "results" / "earlier" / "made-up" / "note.md").write_text("Said of it.\n", encoding="utf-8")
     page = page_of(tmp_path, [run_of("dense", 1, 30)], "made-up")
+    assert page.split("# Earlier")[1].split("## made-up\n\n")[1].startswith("Said of it.\n\n1 training of")
     assert page.index("| 30.00 |") < page.index("\n# Earlier\n") < page.index("| 20.00 |")
     assert "## earlier" not in page
 
