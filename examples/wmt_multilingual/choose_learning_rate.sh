@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: SYSTEM=... DATA_DIR=... WORK_DIR=... OUTPUT=... choose_learning_rate.sh SETTINGS
+# Usage: SYSTEM=... DATA_DIR=... WORK_DIR=DATA_DIR/learning_rates/SYSTEM OUTPUT=... choose_learning_rate.sh SETTINGS
 #
 # Train one system for TRIAL_UPDATES with each of LEARNING_RATES, on the data of DATA_DIR, in WORK_DIR, and write to the file
 # OUTPUT which of them reached the lowest loss in validation. Interrupted trials go on from their last checkpoints. Of one
@@ -19,7 +19,7 @@ for rate in $LEARNING_RATES; do
     [[ ! -e $trial/model/finished ]] || continue
     echo "learning rate $rate: $TRIAL_UPDATES updates"
     mkdir -p "$trial"
-    ln -sfn "$DATA_DIR/binary" "$trial/binary"
+    ln -sfn ../../../binary "$trial/binary" # DATA_DIR/learning_rates/SYSTEM/RATE
     WORK_DIR=$trial UPDATES=$TRIAL_UPDATES LEARNING_RATE=$rate "$EXAMPLE/train.sh" "$1" >>"$trial/train.out" 2>&1 ||
         fail "$SYSTEM: $(tail -n 1 "$trial/train.out") (more in $trial/train.out)"
     rm -f "$trial"/model/*.pt
