@@ -133,6 +133,9 @@ def test_a_pruned_model_translates_and_is_extracted_like_any_other(
     extract(corpus, path, tmp_path / "subnets", "all")
     assert "pruned" in capsys.readouterr().out
     subnet = tmp_path / "subnets" / "fr-en" / "model.pt"
+    kept = json.loads(subnet.with_name("subnet.json").read_text())["gates"]["encoder"]["1"]
+    rows = load(full)["model"]["encoder.layers.1.moe.router.gate.weight"][kept]
+    assert torch.equal(load(subnet)["model"]["encoder.layers.1.moe.router.gate.weight"], rows)
     assert load(subnet)["model"]["encoder.layers.1.moe.experts.fc1_bias"].size(0) == 2
     assert_equal(generate(corpus, subnet, "fr-en").hypotheses, translated)
     with pytest.raises(SystemExit):
