@@ -89,6 +89,7 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
         str(directory), "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs),
         *moe_args(args, "task", args.experts), "--share-all-embeddings", "--encoder-langtok", "tgt",
         "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096", "--cpu", "--no-save",
+        "--save-dir", str(directory),  # where no checkpoint is, from which to go on
     ]  # fmt: skip
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), fairseq_args))
     task = tasks.setup_task(cfg.task)
@@ -108,7 +109,7 @@ def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: 
     vars(flags["model"]).update(model_args)
     flags["task"].data = str(data)
     state["cfg"].update(flags)
-    state["model"] = tasks.setup_task(flags["task"]).build_model(flags["model"]).state_dict()
+    state["model"] = tasks.setup_task(flags["task"]).build_model(flags["model"], from_checkpoint=True).state_dict()
     state.pop("last_optimizer_state", None)
     save(state, path)
     return path
