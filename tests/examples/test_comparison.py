@@ -98,7 +98,8 @@ def assert_parameters_are_counted(dense: dict, routed: dict, merged: dict) -> No
     assert sizes[1]["total"] - sizes[1]["active"] == 6 * 2 * (WIDTH * ffn + ffn // 2 + WIDTH)
     assert sizes[2]["total"] - sizes[2]["active"] == 6 * 7 * (2 * WIDTH * ffn + ffn + WIDTH)
     assert sizes[1]["served"] == sizes[1]["total"]
-    assert sizes[2]["served"] == sizes[0]["total"]
+    # fairseq keeps a number in each dense stack that is no parameter.
+    assert sizes[2]["served"] == sizes[0]["total"] - 2
 
 
 def test_a_difference_is_tested_and_equal_systems_have_none(tmp_path: Path) -> None:
