@@ -14,7 +14,7 @@ from taskmoe_plugin.moe import Usage
 from taskmoe_plugin.report.usage import StackUsage
 from tests.examples.commands import EXAMPLE, run_step
 from tests.examples.test_pipeline import NOUNS, sentences
-from tests.helpers.models import model_args
+from tests.helpers.models import build_model
 from text import TextError
 from training_log import training
 
@@ -124,7 +124,7 @@ def test_a_difference_is_tested_and_equal_systems_have_none(tmp_path: Path) -> N
 def test_related_languages_are_held_against_others() -> None:
     weight = torch.tensor([[1.0, 1.0, 0.0], [0.5, 1.5, 0.0], [2.0, 0.0, 0.0]])
     layer = Usage(weight, load=weight / 2, share=torch.ones(3) / 3)
-    config = StackConfig.from_args(model_args(encoder_moe_routing="token"), "encoder")
+    config = StackConfig.from_args(build_model().args, "encoder")
     found = describe(StackUsage(config, ("de", "nl", "fr"), {0: layer}), [["de", "nl"], ["fr"]])
     expected = {"unused": 1 / 3, "first_weight": 0.75, "similarity": 0.5, "related": 0.75, "unrelated": 0.375}
     assert found == pytest.approx(expected)
