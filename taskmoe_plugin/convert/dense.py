@@ -23,7 +23,7 @@ def sparse_cfg(source: Source, flags: Mapping[str, Any]) -> dict[str, Any]:
         flags: the new model's, as attributes; those that are left out have their defaults.
 
     Raises:
-        TaskMoEError: the model knows no languages.
+        TaskMoEError: the model knows no languages, or has low-rank matrices.
         UsageError: the flags cannot work.
     """
     cfg = source.cfg
@@ -34,6 +34,8 @@ def sparse_cfg(source: Source, flags: Mapping[str, Any]) -> dict[str, Any]:
             f"{source.path}: was trained with --task {task.task}, whose dictionaries have no languages; give a model "
             f"of --task {STOCK_TASK}"
         )
+    if getattr(args, "task_low_rank", 0):
+        raise TaskMoEError(f"{source.path}: has low-rank matrices, which experts cannot take over; give a dense model")
     remember_stock_flags(task)
     # Of a dense model that was trained with this plugin.
     for name in [name for name in vars(args) if name.startswith(("moe_", "taskmoe_")) or "_moe_" in name]:
