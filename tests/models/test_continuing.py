@@ -52,6 +52,7 @@ def grouped(path: Path, groups: dict[str, str], **flags: Any) -> Namespace:
         ({}, {"moe_threshold": 0.5}, ["--moe-threshold 0.5", "--moe-threshold 0.0"]),
         ({}, {"moe_route_scale": 2.0}, ["--moe-route-scale 2.0", "--moe-route-scale 1.0"]),
         ({}, {"moe_expert_ffn_dim": 8}, ["--moe-expert-ffn-dim 8", "--moe-expert-ffn-dim 24"]),
+        ({"moe_freq": 0}, {"moe_freq": 0, "task_low_rank": 4}, ["--task-low-rank 4", "--task-low-rank 0"]),
         ({}, {"encoder_layers": 4}, ["--encoder-layers 4", "--encoder-layers 2"]),
         (
             {},
@@ -87,6 +88,14 @@ def test_other_flags_are_refused_with_both_values(before: dict, after: dict, sai
 )
 def test_flags_that_change_no_weight_are_taken(before: dict, after: dict) -> None:
     check_continues(args_of(**after), args_of(**before), NAME)
+
+
+def test_finetuning_may_add_low_rank_matrices_and_not_change_them() -> None:
+    check_continues(args_of(task_low_rank=2), args_of(), NAME, finetuned=True)
+    with pytest.raises(UsageError, match=r"--task-low-rank 2: .* was trained with --task-low-rank 3"):
+        check_continues(args_of(task_low_rank=2), args_of(task_low_rank=3), NAME, finetuned=True)
+    with pytest.raises(UsageError, match=r"--encoder-moe-freq 2: .* was trained with --encoder-moe-freq 0"):
+        check_continues(args_of(task_low_rank=3), args_of(task_low_rank=3, moe_freq=0), NAME, finetuned=True)
 
 
 def test_flags_that_older_checkpoints_do_not_have_are_the_defaults() -> None:
@@ -138,6 +147,8 @@ def test_a_dense_model_is_called_that(arch: str | None) -> None:
     with pytest.raises(UsageError, match=f"{NAME}: is a dense model .--arch {arch or 'transformer'}., which has no"):
         check_continues(args_of(), dense, NAME)
     check_continues(args_of(moe_freq=0), dense, NAME)
+    with pytest.raises(UsageError, match="which has no low-rank matrices"):
+        check_continues(args_of(moe_freq=0, task_low_rank=2), dense, NAME)
 
 
 def test_a_subnet_is_called_that_and_a_pruned_model_is_not() -> None:
