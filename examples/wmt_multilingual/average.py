@@ -41,7 +41,13 @@ def average(paths: list[Path]) -> dict[str, Any]:
     last = load(paths[-1])
     weights = last["model"]
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise TextError(f"{paths[-1]}: its experts are in other files; make one file of it with taskmoe consolidate")
+        quantised = "packed_experts" in weights
+        why = (
+            "is quantised; average what it was made from, and quantise that"
+            if quantised
+            else "its experts are in other files; make one file of it with taskmoe consolidate"
+        )
+        raise TextError(f"{paths[-1]}: {why}")
     # Weights that are shared, such as embeddings, have several names and stay one.
     names = {(value.data_ptr(), value.shape): name for name, value in weights.items() if value.is_floating_point()}
     sums = {name: weights[name].to(torch.float32, copy=True) for name in names.values()}

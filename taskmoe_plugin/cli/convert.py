@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskmoe_plugin.cli.conversions import join, prune
+from taskmoe_plugin.cli.conversions import join, prune, quantize, upcycle
+from taskmoe_plugin.cli.conversions.common import ConversionParser
 
 
 def add_parser(commands: Any) -> None:
@@ -15,6 +16,8 @@ def add_parser(commands: Any) -> None:
         description="Make a checkpoint into another one. Tensors pass through memory slice by slice; the file appears "
         "complete or not at all. 'taskmoe convert WHAT --help' says what each conversion does and where it is from.",
     )
-    conversions = parser.add_subparsers(metavar="WHAT", required=True)
+    conversions = parser.add_subparsers(metavar="WHAT", required=True, parser_class=ConversionParser)
     join.add_parser(conversions)
     prune.add_parser(conversions)
+    quantize.add_parser(conversions)
+    upcycle.add_parser(conversions)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from taskmoe_plugin.convert.fitting import check_fits
 from taskmoe_plugin.convert.source import Source
-from taskmoe_plugin.subnet.checkpoint import MappedTensors, tied_names
+from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.report import Size, readable
 from taskmoe_plugin.subnet.scratch import Scratch, check_free, save_mapped
 
@@ -23,15 +22,15 @@ class Converted:
 
     Attributes:
         cfg: fairseq's configuration, with ``model`` and ``task`` as Namespaces.
-        model: all tensors of the new model; those that stay are still on the old one's disk.
+        model: all tensors of the new model, as its checkpoint has them; those that stay are still in the old file.
         done: what was done, for the line that is printed.
-        optimizer: the optimizer's state; None: training starts with a new one.
+        changes: what else of the checkpoint changes. The state of the optimizer is left out unless it is here.
     """
 
     cfg: dict[str, Any]
-    model: Mapping[str, Tensor]
+    model: Mapping[str, Any]
     done: str
-    optimizer: dict[str, Any] | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Makes the new checkpoint; large tensors with the scratch, slice by slice, and not in memory.
@@ -77,14 +76,15 @@ def _state(source: Source, converted: Converted) -> dict[str, Any]:
         "cfg": converted.cfg,
         "model": dict(converted.model),
         "extra_state": extra,
-        "last_optimizer_state": converted.optimizer,
+        "last_optimizer_state": None,
+        **converted.changes,
     }
 
 
 def _line(output: Path, source: Source, converted: Converted) -> str:
     before, after = source.tensors.names(), converted.model
     kept = sum(tensor is source.state["model"].get(name) for name, tensor in after.items())
-    made = MappedTensors(output, dict(after), tied_names(converted.cfg["model"]))
+    made = MappedTensors.of_model(output, str(output), converted.cfg["model"], after)
     sizes = [readable(Size.of_model(tensors).bytes) for tensors in (source.tensors, made)]
     return (
         f"{output}: {converted.done}; {kept} tensors stay, {len(before) - kept} became {len(after) - kept}; "

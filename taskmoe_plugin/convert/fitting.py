@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary
@@ -15,6 +16,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
 
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.models.packed_experts import KEY, PackedExperts
 
 
 @dataclass
@@ -47,24 +49,36 @@ def _dictionary(size: int) -> Dictionary:
     return symbols
 
 
-def check_fits(path: Path, args: Namespace, tensors: Mapping[str, Tensor]) -> None:
+def dictionary_sizes(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """The sizes of the two dictionaries of a model's tensors."""
+    source, target = (tensors[f"{stack}.embed_tokens.weight"].size(0) for stack in ("encoder", "decoder"))
+    return source, target
+
+
+def _unpacked(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors, and in the place of quantised ones others of their shape that take no memory."""
+    packed = PackedExperts(tensors.get(KEY, {}))
+    shapes = {name: torch.empty(packed.shape(name), device="meta") for name in packed}
+    return {**{name: each for name, each in tensors.items() if name != KEY}, **shapes}
+
+
+def check_fits(path: Path, args: Namespace, tensors: Mapping[str, Any]) -> None:
     """Refuse tensors that fairseq would not load.
 
     Args:
         path: where they are from.
         args: the arguments of their model.
-        tensors: all of the model's, of which none is read.
+        tensors: all of the model's, as its checkpoint has them; none is read.
 
     Raises:
         TaskMoEError: a tensor is missing, has another shape, or belongs to nothing.
     """
-    source, target = (tensors[f"{stack}.embed_tokens.weight"].size(0) for stack in ("encoder", "decoder"))
-    model = empty_model(args, (source, target))
+    model = empty_model(args, dictionary_sizes(tensors))
     try:
         with warnings.catch_warnings():
             # That copying to the meta device does nothing.
             warnings.simplefilter("ignore", UserWarning)
-            model.load_state_dict(dict(tensors))
+            model.load_state_dict(_unpacked(tensors))
     except RuntimeError as error:
         problems = shorten(str(error).partition(":")[2], 200, placeholder="…")
         raise TaskMoEError(

@@ -20,7 +20,7 @@ from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.parallel.manifest import KEY, is_stacked
 from taskmoe_plugin.parallel.shards import ExpertShards
 from taskmoe_plugin.subnet import pages
-from taskmoe_plugin.subnet.checkpoint import MODEL, MappedTensors, tied_names
+from taskmoe_plugin.subnet.checkpoint import MODEL, MappedTensors
 from taskmoe_plugin.subnet.scratch import Scratch
 
 DENSE = "transformer"
@@ -56,13 +56,10 @@ class Source:
         state = {**state, "cfg": _cfg(path, state), "args": None}
         args = state["cfg"]["model"]
         _check_model(path, args)
-        own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
-        pages.disable_readahead(own.values())
-        manifest = state["model"].get(KEY)
-        shards = ExpertShards(manifest, [path.absolute().parent], str(path)) if manifest else None
-        if shards is not None:
-            shards.check_complete()
-        return cls(path, state, MappedTensors(path, own, tied_names(args), shards))
+        pages.disable_readahead(each for each in state["model"].values() if isinstance(each, Tensor))
+        if KEY in state["model"]:
+            ExpertShards(state["model"][KEY], [path.absolute().parent], str(path)).check_complete()
+        return cls(path, state, MappedTensors.of_model(path, str(path), args, state["model"]))
 
     @property
     def cfg(self) -> dict[str, Any]:

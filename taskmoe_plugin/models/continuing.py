@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
@@ -29,21 +29,29 @@ def check_languages(given: str, trained: str, name: str = "the checkpoint") -> N
         raise UsageError(f"--langs {given}: {name} was trained with --langs {trained}; give the same")
 
 
-def check_continues(args: Namespace, trained: Namespace, name: str) -> None:
+def check_continues(
+    args: Namespace, trained: Namespace, name: str, langs: Sequence[str] = (), finetuned: bool = False
+) -> None:
     """Raise an error if a new model cannot take up the weights of a trained one.
 
     Args:
         args: the arguments of the new model.
         trained: those that the checkpoint carries.
         name: what to call it, a path or a flag and its value.
+        langs: the languages that its task was trained with, if they are known.
+        finetuned: whether training begins anew with its weights. Then it may be dense: experts are made of it.
 
     Raises:
-        UsageError: it is dense, a subnet, or was trained with other flags, languages or tasks.
+        UsageError: it is dense and training would go on, a subnet, or was trained with other flags, languages or tasks.
         TaskMoEError: it is of another format, or damaged.
     """
     arch = getattr(trained, "arch", None) or getattr(trained, "_name", None)
     if ARCH_MODEL_NAME_REGISTRY.get(arch, arch) != MODEL:
-        _check_dense(args, arch, name)
+        if not finetuned:
+            _check_dense(args, arch, name)
+        if langs:
+            # Their order is that of their tokens in the dictionaries.
+            check_languages(args.taskmoe_langs, ",".join(langs), name)
         return
     if SubnetShape.is_subnet(trained):
         raise UsageError(f"{name}: is a subnet, without most of the experts; give the checkpoint it was extracted from")
@@ -53,10 +61,13 @@ def check_continues(args: Namespace, trained: Namespace, name: str) -> None:
         trained = Namespace(**vars(trained))
         set_moe_defaults(trained)
         stacks = [(StackConfig.from_args(args, stack), StackConfig.from_args(trained, stack)) for stack in STACKS]
-        langs = trained.taskmoe_langs
+        trained_langs = trained.taskmoe_langs
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TaskMoEError(f"{name}: its flags are damaged ({error}); copy it again") from error
-    check_languages(args.taskmoe_langs, langs, name)
+    check_languages(args.taskmoe_langs, trained_langs, name)
+    if finetuned:
+        # Of a dense stack experts are made.
+        stacks = [(own, before) for own, before in stacks if before.moe_layers]
     flags = dict.fromkeys(_other_flags(args, trained, stacks))
     raise_all(
         [f"{flag} {given}: {name} was trained with {flag} {before}; give the same" for flag, given, before in flags]
@@ -68,7 +79,8 @@ def check_continues(args: Namespace, trained: Namespace, name: str) -> None:
 def _check_dense(args: Namespace, arch: str | None, name: str) -> None:
     if any(StackConfig.from_args(args, stack).moe_layers for stack in STACKS):
         raise UsageError(
-            f"{name}: is a dense model (--arch {arch}), which has no experts to go on with; give one of {MODEL}"
+            f"{name}: is a dense model (--arch {arch}), which has no experts to go on with; give one of {MODEL}, or, "
+            "to make experts of its networks, --finetune-from-model"
         )
 
 
@@ -76,9 +88,11 @@ def _other_flags(
     args: Namespace, trained: Namespace, stacks: list[tuple[StackConfig, StackConfig]]
 ) -> Iterator[tuple[str, object, object]]:
     """Flags whose values differ, each with its new and its trained value."""
-    for name, (own, before) in zip(STACKS, stacks):
+    for name in STACKS:
         for part in DENSE:
             yield from _other(f"{name}_{part}", args, trained)
+    for own, before in stacks:
+        name = own.stack
         if own.moe_layers != before.moe_layers:
             yield f"--{name}-moe-freq", own.freq, before.freq
         if not (own.moe_layers and before.moe_layers):

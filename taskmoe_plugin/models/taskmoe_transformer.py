@@ -23,8 +23,11 @@ from taskmoe_plugin.models.config import (
 from taskmoe_plugin.models.continuing import check_continues, check_languages
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
+from taskmoe_plugin.models.packed_experts import unpack_state
+from taskmoe_plugin.models.upcycling import upcycle_state
 from taskmoe_plugin.parallel.command_line import settle
 from taskmoe_plugin.parallel.group import ExpertGroup
+from taskmoe_plugin.parallel.resuming import Start
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +110,22 @@ class TaskMoETransformerModel(TransformerModel):
             return_all_hiddens=return_all_hiddens,
         )
 
+    def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make what an older fairseq or a dense Transformer has trained, or was quantised, the state of this model.
+
+        Where this model has experts and a state has none, they are made of its feed-forward networks, so that the model
+        computes what the dense one did (see ``moe.upcycle``).
+
+        Raises:
+            UsageError: with this model's flags they cannot.
+        """
+        super().upgrade_state_dict(state_dict)
+        unpack_state(state_dict)
+        configs = [stack.moe_config for stack in (self.encoder, self.decoder)]
+        done = upcycle_state(state_dict, configs, self.state_dict())
+        if done:
+            logger.info(f"the checkpoint is dense: {done}; the model computes what that one does")
+
     @property
     def group(self) -> ExpertGroup | None:
         """The processes over which the experts are spread; None if every process has all of them."""
@@ -129,14 +148,9 @@ class TaskMoETransformerModel(TransformerModel):
         """Raise ``UsageError`` if ``--langs`` differs from what the model was trained with."""
         check_languages(",".join(langs), self.args.taskmoe_langs)
 
-    def check_continues(self, trained: Namespace, name: str) -> None:
-        """Raise an error if the model cannot take up the weights of a trained one.
-
-        Args:
-            trained: the arguments that its checkpoint carries.
-            name: what to call that, a path or a flag and its value.
-        """
-        check_continues(self.args, trained, name)
+    def check_continues(self, start: Start) -> None:
+        """Raise an error if the model cannot take up the weights of the checkpoint that training starts from."""
+        check_continues(self.args, start.args, start.name, start.langs, start.is_finetuned)
 
     def warn_of_idle_experts(self) -> None:
         """Warn if a layer has more experts than all tasks together can use: they cost memory and never learn."""

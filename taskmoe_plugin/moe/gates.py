@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Within the context automatic mixed precision leaves everything in the type it has."""
-    with torch.autocast(device.type, enabled=False):
+    # The meta device has no mixed precision.
+    with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
         yield
 
 
@@ -141,6 +142,11 @@ def _truncated_normal(shape: tuple[int, ...], std: float) -> Tensor:
     return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std)
 
 
+def block_edges(experts: int, blocks: int) -> Tensor:
+    """(blocks + 1,) int64: block j of consecutive experts begins at edge j and ends before edge j + 1."""
+    return torch.arange(blocks + 1) * experts // blocks
+
+
 def deal(tasks: int, experts: int, top_k: int) -> Tensor:
     """(tasks, K) int64: experts dealt to tasks in turn, one from each of K blocks of consecutive experts.
 
@@ -148,7 +154,7 @@ def deal(tasks: int, experts: int, top_k: int) -> Tensor:
     tokens keeps all of these busy. Whenever it has been dealt, block j moves on by j places, so that (for K > 1, and E
     divisible by K) no two of the first (E/K)² tasks share all their experts.
     """
-    edges = torch.arange(top_k + 1) * experts // top_k
+    edges = block_edges(experts, top_k)
     size, task, block = edges.diff(), torch.arange(tasks).unsqueeze(1), torch.arange(top_k)
     return edges[:-1] + (task + block * (task // size)) % size
 

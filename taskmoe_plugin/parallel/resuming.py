@@ -33,10 +33,17 @@ class Start:
     Attributes:
         name: what to call it in an error.
         args: the arguments of its model.
+        langs: the languages that its task was trained with, if it says so.
     """
 
     name: str
     args: Namespace
+    langs: tuple[str, ...] = ()
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether training begins anew with its weights, rather than going on."""
+        return self.name.startswith("--finetune-from-model ")
 
 
 def checkpoint_directories(args: Namespace) -> list[Path]:
@@ -96,7 +103,7 @@ def _check(args: Namespace) -> Start | None:
             f"--fp16: {path} has the optimizer state of experts that were spread over processes, which flattened "
             "gradients cannot take up; add --fp16-no-flatten-grads, or --reset-optimizer"
         )
-    return Start(name, trained)
+    return Start(name, trained, _langs(state))
 
 
 def _named(args: Namespace) -> tuple[str, Path | None]:
@@ -126,6 +133,11 @@ def _trained(state: Any, name: str) -> Namespace:
     if not isinstance(args, Namespace):
         raise TaskMoEError(f"{name}: does not say what flags its model has; give a checkpoint that training wrote")
     return args
+
+
+def _langs(state: Any) -> tuple[str, ...]:
+    cfg = state.get("cfg")
+    return tuple(getattr(cfg.get("task"), "langs", None) or ()) if isinstance(cfg, dict) else ()
 
 
 def _replace(broken: Path, reason: TruncatedFile, args: Namespace) -> Any:

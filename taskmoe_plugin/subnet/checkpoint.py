@@ -16,6 +16,8 @@ from torch import Tensor
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, MissingFile, load
 from taskmoe_plugin.models.config import STACKS, check_format
+from taskmoe_plugin.models.packed_experts import KEY as PACKED
+from taskmoe_plugin.models.packed_experts import PackedExperts
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.parallel.manifest import KEY
 from taskmoe_plugin.parallel.shards import ExpertShards
@@ -32,40 +34,61 @@ class MappedTensors:
         path: the checkpoint.
         tensors: those that are in it.
         tied: names of tensors that are the same as another one, and of that.
-        shards: the stacked experts, if they are in files of their own; only those files are opened that are asked for.
+        apart: the stacked experts that are not among them: in files of their own, of which only those are opened that
+            are asked for, or quantised.
     """
 
     def __init__(
-        self, path: Path, tensors: dict[str, Tensor], tied: Mapping[str, str], shards: ExpertShards | None = None
+        self, path: Path, tensors: dict[str, Tensor], tied: Mapping[str, str], apart: ExpertShards | PackedExperts
     ) -> None:
         self.path = path
         self.tied = tied
         self._tensors = tensors
-        self._shards = shards
+        self._apart = apart
+
+    @classmethod
+    def of_model(cls, path: Path, name: str, args: Namespace, model: Mapping[str, Any]) -> MappedTensors:
+        """The tensors of a checkpoint's model, as it has them.
+
+        Args:
+            path: the checkpoint.
+            name: what to call it in an error.
+            args: the model's arguments.
+            model: its tensors by name, and what it says of experts that are not among them.
+
+        Raises:
+            TaskMoEError: that is damaged.
+        """
+        own = {name: value for name, value in model.items() if isinstance(value, Tensor)}
+        manifest = model.get(KEY)
+        shards = ExpertShards(manifest, [path.absolute().parent], name) if manifest else None
+        return cls(path, own, tied_names(args), shards or PackedExperts(model.get(PACKED, {}), name))
 
     def names(self) -> list[str]:
         """The names of all tensors."""
-        return [*self._tensors, *(self._shards or ())]
+        return [*self._tensors, *self._apart]
 
     def shape(self, name: str) -> torch.Size:
         """The shape of a tensor."""
-        return self._shards.shape(name) if self._shards and name in self._shards else self.mapped(name).shape
+        return self._apart.shape(name) if name in self._apart else self.mapped(name).shape
 
     def nbytes(self, name: str) -> int:
-        """The bytes of a tensor."""
-        return self._shards.nbytes(name) if self._shards and name in self._shards else self.mapped(name).nbytes
+        """The bytes of a tensor, as it is stored."""
+        return self._apart.nbytes(name) if name in self._apart else self.mapped(name).nbytes
 
     def tensor(self, name: str, rows: Tensor | None = None) -> Tensor:
         """A copy of a tensor in memory, or of some of its rows (int64)."""
-        if self._shards and name in self._shards:
-            return self._shards[name]
+        if name in self._apart:
+            return self._apart[name]
         mapped = self.mapped(name)
         return pages.read(mapped) if rows is None else pages.read_rows(mapped, rows)
 
     def expert(self, name: str, index: int) -> Tensor:
         """A copy in memory of one expert's part of a stacked tensor; nothing else of it is read."""
-        stacked = self._shards and name in self._shards
-        return pages.read(self._shards.expert(name, index) if stacked else self.mapped(name)[index])  # type: ignore[union-attr]
+        if name not in self._apart:
+            return pages.read(self.mapped(name)[index])
+        expert = self._apart.expert(name, index)
+        return pages.read(expert) if isinstance(self._apart, ExpertShards) else expert
 
     def mapped(self, name: str) -> Tensor:
         """A tensor that is still on disk.
@@ -81,8 +104,8 @@ class MappedTensors:
             ) from None
 
     def all(self) -> dict[str, Tensor]:
-        """All tensors by name; those of files of experts in memory, all others still on disk."""
-        return {**self._tensors, **(self._shards or {})}
+        """All tensors by name; experts that are not among the others in memory, all others still on disk."""
+        return {**self._tensors, **self._apart}
 
 
 @dataclass(frozen=True)
@@ -134,11 +157,9 @@ class Checkpoint:
         args: Any = cfg.get("model")
         _check_model(path, args)
         check_format(args, f"--path {path}")
-        own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
-        pages.disable_readahead(own.values())
-        manifest = state["model"].get(KEY)
-        shards = ExpertShards(manifest, [path.absolute().parent], f"--path {path}") if manifest else None
-        return cls(path, cfg, state["optimizer_history"], MappedTensors(path, own, tied_names(args), shards))
+        pages.disable_readahead(each for each in state["model"].values() if isinstance(each, Tensor))
+        tensors = MappedTensors.of_model(path, f"--path {path}", args, state["model"])
+        return cls(path, cfg, state["optimizer_history"], tensors)
 
 
 def _load(path: Path) -> Any:

@@ -91,6 +91,23 @@ def remember_flags(task: Any) -> None:
         setattr(args, MEMORY, memory | {"dictionaries": _fingerprints(task)})
 
 
+def remember_stock_flags(args: Namespace) -> None:
+    """Make the flags of a trained ``translation_multi_simple_epoch`` those of this task, as training remembers them.
+
+    What its dictionaries were is not known: nothing is compared with them.
+    """
+    args.task = "taskmoe_translation"
+    if hasattr(args, MEMORY):
+        return
+    named = args.langs or args.lang_dict
+    args.langs, args.lang_dict = MultilingualDatasetManager.load_langs(args) if named else _langs_of(args), None
+    memory = {name: getattr(args, name, None) for name in (*COMPARED, *DICTIONARIES, *TAKEN_UP)}
+    memory |= {name: str(memory[name]) for name in PADDING}
+    source, target = args.encoder_langtok, args.decoder_langtok
+    memory["langtoks"] = getattr(args, "langtoks", None) or {"main": (source, "tgt" if target else None)}
+    setattr(args, MEMORY, memory | {"dictionaries": {}})
+
+
 def forget_dictionaries(args: Namespace) -> None:
     """Leave it to the data directory what dictionaries a model has: its own are not those that it was trained with."""
     for flags in (vars(args), getattr(args, MEMORY, {})):

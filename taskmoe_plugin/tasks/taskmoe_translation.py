@@ -134,7 +134,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if not from_checkpoint:
             self.spread_experts = spread_experts
         if start is not None:
-            model.check_continues(start.args, start.name)
+            model.check_continues(start)
         if from_checkpoint:
             model.check_languages(self.langs)
         elif self.training:

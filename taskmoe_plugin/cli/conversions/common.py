@@ -13,9 +13,24 @@ if TYPE_CHECKING:
     from taskmoe_plugin.convert.conversion import Conversion
 
 
+class ConversionParser(ArgumentParser):
+    """The parser of a conversion, which may add flags of the model when they are needed: they take PyTorch to load.
+
+    Attributes:
+        late_flags: adds them.
+    """
+
+    late_flags: Callable[[ArgumentParser], None] | None = None
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        if self.late_flags is not None:
+            self.late_flags(self)
+        return super().parse_known_args(*args, **kwargs)
+
+
 def add_conversion(
     conversions: Any, name: str, help: str, description: str, conversion: Callable[[Namespace], Conversion]
-) -> ArgumentParser:
+) -> ConversionParser:
     """Add a conversion to those of ``taskmoe convert``.
 
     Args:
@@ -28,7 +43,7 @@ def add_conversion(
     Returns:
         Its parser, for the flags that it has besides the common ones.
     """
-    parser: ArgumentParser = conversions.add_parser(name, help=help, description=description)
+    parser: ConversionParser = conversions.add_parser(name, help=help, description=description)
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="the trained model, e.g. checkpoint_best.pt")
     add("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")

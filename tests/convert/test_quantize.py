@@ -1,0 +1,198 @@
+"""Experts in few bits: the file, what loads it, and what is cut out of it."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taskmoe_plugin.cli.main import main
+from taskmoe_plugin.convert.fitting import empty_model
+from taskmoe_plugin.models.config import FORMAT
+from taskmoe_plugin.moe.quantize import quantize
+from tests.convert.checkpoints import load, write_checkpoint
+from tests.helpers.corpus import Corpus
+from tests.helpers.models import LANGS, PAIRS, build_model_of, kept, model_args, net_input, rows
+from tests.helpers.training import generate, train
+from tests.subnet.conftest import DEFAULT
+from tests.subnet.helpers import assert_equal, extract, stock_fairseq, stock_generate_flags, write_model
+
+FLAGS = {"share_all_embeddings": True, "moe_freq": 1, "encoder_moe_routing": "token", "moe_expert_ffn_dim": 16}
+WEIGHT = re.compile(r"\.moe\.experts\.fc[12]_weight$")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("full") / "full.pt", model_args(**FLAGS))
+
+
+def convert(path: Path, output: Path, bits: int, *flags: Any) -> Any:
+    """What ``taskmoe convert quantize`` writes."""
+    main(["convert", "quantize", *map(str, (path, "--output", output, "--bits", bits, *flags))])
+    return load(output)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("flags", [[], ["--group", "8"]])
+def test_the_model_has_the_rounded_weights_of_experts_and_all_others(
+    checkpoint: Path, tmp_path: Path, bits: int, flags: list[str]
+) -> None:
+    state = convert(checkpoint, tmp_path / "small.pt", bits, *flags)
+    before = load(checkpoint)["model"]
+    model = build_model_of(state["cfg"]["model"], seed=1)
+    model.load_state_dict(state["model"])
+    for name, found in model.state_dict().items():
+        expected = before[name]
+        if WEIGHT.search(name):
+            expected = quantize(expected, bits, 8 if flags else None).dequantize()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    # The function is near.
+    full = build_model_of(model_args(**FLAGS))
+    batch = net_input(rows(10))
+    logits = [torch.cat(kept(each(**batch)[0], batch)) for each in (full, model)]
+    error = (logits[0] - logits[1]).square().mean().sqrt() / logits[0].std()
+    assert error < {8: 0.02, 4: 0.3, 3: 0.5, 2: 0.8}[bits], error
+
+
+def test_other_weights_are_halved_if_asked_and_gates_are_not(checkpoint: Path, tmp_path: Path) -> None:
+    model = convert(checkpoint, tmp_path / "small.pt", 4, "--half", "fp16")["model"]
+    packed = model.pop("packed_experts")
+    assert {entry["codes"].dtype for entry in packed.values()} == {torch.uint8}
+    floats = {name: each.dtype for name, each in model.items() if each.is_floating_point()}
+    gates = {name for name in floats if ".router." in name or ".tasks." in name}
+    assert {floats[name] for name in gates} == {torch.float}
+    assert {dtype for name, dtype in floats.items() if name not in gates} == {torch.half}
+    shared = {model[name].data_ptr() for name in ("encoder.embed_tokens.weight", "decoder.output_projection.weight")}
+    assert len(shared) == 1
+
+
+@pytest.mark.parametrize(("bits", "smaller"), [(8, 3.2), (4, 4.6)])
+def test_a_file_is_as_small_as_the_share_of_experts_allows(tmp_path: Path, bits: int, smaller: float) -> None:
+    # The paper's model of 533M parameters has 76 % in experts, and all else in half precision.
+    base = Size()
+    model = empty_model(build_args("taskmoe_transformer_base"), (64000, 64000))
+    for name, each in model.named_parameters():
+        base.add(name, each, bits)
+    assert base.before / base.after == pytest.approx(smaller, abs=0.1)
+    # A file, whose tensors take what they should.
+    args = model_args("taskmoe_transformer", share_all_embeddings=True, moe_expert_ffn_dim=256, moe_expert_count=32)
+    path = write_checkpoint(tmp_path / "full.pt", args)
+    convert(path, tmp_path / "small.pt", bits, "--half", "fp16")
+    expected = Size()
+    for name, each in build_model_of(args).named_parameters():
+        expected.add(name, each, bits)
+    sizes = [path.stat().st_size, (tmp_path / "small.pt").stat().st_size]
+    # Names and headers of about 100 tensors.
+    assert [sizes[0] - expected.before, sizes[1] - expected.after] == pytest.approx([40_000, 40_000], abs=40_000)
+
+
+class Size:
+    """Bytes of a model in single precision, and of what is made of it."""
+
+    before = after = 0.0
+
+    def add(self, name: str, parameter: torch.Tensor, bits: int) -> None:
+        """Count a parameter."""
+        self.before += 4 * parameter.numel()
+        of_expert = WEIGHT.search(name) is not None
+        self.after += parameter.numel() * (bits / 8 if of_expert else 2)
+        self.after += 4 * parameter[..., 0].numel() if of_expert else 0
+
+
+def build_args(arch: str) -> Namespace:
+    """The arguments of a model with languages."""
+    args = model_args(arch)
+    args.taskmoe_langs, args.taskmoe_lang_pairs = ",".join(LANGS), ",".join(PAIRS)
+    args.taskmoe_groups, args.taskmoe_format = "{}", FORMAT
+    return args
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--group", 7], 2, "--group 7: does not divide 16, a width of the experts"),
+        (["--group", 0], 2, "--group 0: give"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[Any], code: int, message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        convert(checkpoint, tmp_path / "small.pt", 4, *flags)
+    assert exit.value.code == code
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_has_no_weights_to_quantise_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = write_checkpoint(tmp_path / "dense.pt", model_args("transformer"))
+    convert(checkpoint, tmp_path / "small.pt", 4)
+    for command, path, message in (
+        (["convert", "quantize", "--bits", "4"], dense, "is dense; only experts are quantised"),
+        (["convert", "quantize", "--bits", "4"], tmp_path / "small.pt", "is quantised already"),
+        (["consolidate"], tmp_path / "small.pt", "has no experts in other files"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, str(path), "--output", str(tmp_path / "out.pt")])
+        assert f"{path}: {message}" in capsys.readouterr().err
+
+
+def test_other_conversions_take_it(checkpoint: Path, tmp_path: Path) -> None:
+    # Eight bits of what has four are near; they need the weights as floating point.
+    convert(checkpoint, tmp_path / "small.pt", 4)
+    args = [str(tmp_path / "small.pt"), str(checkpoint), "--output", str(tmp_path / "both.pt")]
+    main(["convert", "join", *args])
+    name = "encoder.layers.0.moe.experts.fc1_weight"
+    small, before = load(tmp_path / "both.pt")["model"][name], load(checkpoint)["model"][name]
+    assert torch.equal(small[8:], before)
+    assert torch.equal(small[:8], quantize(before, 4).dequantize())
+
+
+@pytest.fixture(scope="module")
+def random(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that fairseq's commands load."""
+    directory = tmp_path_factory.mktemp("random")
+    train(corpus, directory, *DEFAULT, "--max-update", 1, "--disable-validation")
+    return write_model(corpus, directory / "checkpoint_last.pt", directory / "full.pt", *DEFAULT)
+
+
+def test_fairseq_translates_with_it_and_a_subnet_of_it_is_the_same(
+    corpus: Corpus, random: Path, tmp_path: Path
+) -> None:
+    convert(random, tmp_path / "small.pt", 4)
+    expected = generate(corpus, tmp_path / "small.pt", "en-de").hypotheses
+    assert generate(corpus, random, "en-de").hypotheses != expected
+    subnet = extract(corpus, tmp_path / "small.pt", tmp_path / "subnets", "en-de")
+    [found] = stock_fairseq([("generate", stock_generate_flags(corpus.bin, subnet / "model.pt", "en-de"))])
+    assert_equal(found, expected)
+    main(["report", str(tmp_path / "small.pt"), "--output-dir", str(tmp_path / "report"), "--no-plots"])
+    assert (tmp_path / "report" / "report.json").exists()
+
+
+def test_training_goes_on_from_it(corpus: Corpus, random: Path, tmp_path: Path) -> None:
+    state = convert(random, tmp_path / "small.pt", 4)
+    flags = ("--finetune-from-model", tmp_path / "small.pt", "--lr", 0, "--max-update", 1, "--disable-validation")
+    train(corpus, tmp_path / "on", *DEFAULT, *flags)
+    [name, *_] = state["model"]["packed_experts"]
+    expected = quantize(load(random)["model"][name], 4).dequantize()
+    assert torch.equal(load(tmp_path / "on" / "checkpoint_last.pt")["model"][name], expected)
+
+
+@pytest.mark.parametrize("change", [{"bits": 5}, {"codes": torch.zeros(1)}, {"scale": torch.zeros(2)}, {"more": 1}])
+def test_damaged_quantised_experts_are_called_that(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    path = tmp_path / "small.pt"
+    state = convert(checkpoint, path, 4)
+    [entry, *_] = state["model"]["packed_experts"].values()
+    entry.update(change)
+    torch.save(state, path)
+    with pytest.raises(SystemExit):
+        main(["convert", "join", str(path), str(path), "--output", str(tmp_path / "both.pt")])
+    assert f"taskmoe: error: {path}: its quantised experts are damaged (" in capsys.readouterr().err
