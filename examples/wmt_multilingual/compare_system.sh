@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Usage: SYSTEM=... SEED=... DATA_DIR=... WORK_DIR=... RESULT=... compare_system.sh SETTINGS
+# Usage: SYSTEM=... SEED=... DATA_DIR=... WORK_DIR=... RATE=... RESULT=... compare_system.sh SETTINGS
 #
-# Train one system in WORK_DIR on the text of DATA_DIR, translate with it and with its subnets, and write what it
-# reached to the file RESULT.
+# Train one system in WORK_DIR on the text of DATA_DIR with the learning rate that the file RATE names, translate with it
+# and with its subnets, and write what it reached to the file RESULT.
+
+if [[ ${RATE-} ]]; then
+    LEARNING_RATE=$(sed -n 's/^ "chosen": "\(.*\)".*/\1/p' "$RATE")
+    export LEARNING_RATE
+fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$EXAMPLE/generate.sh"
@@ -36,16 +41,16 @@ subnet() {
     fairseq_generate "$1" "$2" --path "$WORK_DIR/subnets/$1/model.pt" "${subnet_flags[@]}"
 }
 
-translate_all "$WORK_DIR/translations" full_model
-# A pair that was never trained is a task without experts.
-if [[ $ZERO_SHOT_PAIRS && $SYSTEM != pair_pair ]]; then
-    LANG_PAIRS=$ZERO_SHOT_PAIRS translate_all "$WORK_DIR/zero_shot_translations" full_model
-fi
-if [[ $SUBNETS != none ]]; then
-    [[ -e $WORK_DIR/subnets ]] || fairseq-extract-subnet "$WORK_DIR/binary" --path "$WORK_DIR/model/$CHECKPOINT" \
+if [[ $SUBNETS != none && ! -e $WORK_DIR/subnets ]]; then
+    fairseq-extract-subnet "$WORK_DIR/binary" --path "$WORK_DIR/model/$CHECKPOINT" \
         --lang-pairs "$LANG_PAIRS" --output-dir "$WORK_DIR/subnets" >"$WORK_DIR/extract.out"
-    translate_all "$WORK_DIR/subnet_translations" subnet
 fi
-"$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --baseline-dir "$DATA_DIR/$BASELINE-$SEED" --checkpoint "$CHECKPOINT" \
+if [[ $TRANSLATE == yes ]]; then
+    translate_all "$WORK_DIR/translations" full_model
+    [[ ! $ZERO_SHOT_PAIRS ]] || LANG_PAIRS=$ZERO_SHOT_PAIRS translate_all "$WORK_DIR/zero_shot_translations" full_model
+    [[ $SUBNETS == none ]] || translate_all "$WORK_DIR/subnet_translations" subnet
+fi
+"$EXAMPLE/record_system.py" --work-dir "$WORK_DIR" --data-dir "$DATA_DIR" --checkpoint "$CHECKPOINT" --learning-rate "$RATE" \
     --system "$SYSTEM" --seed "$SEED" --data "$DATA" --lang-pairs "$LANG_PAIRS" --zero-shot-pairs "$ZERO_SHOT_PAIRS" \
-    --output "$RESULT" -- "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
+    --families "$FAMILIES" --output "$RESULT" --baselines $BASELINES \
+    -- "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"

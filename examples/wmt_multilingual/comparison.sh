@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: comparison.sh SETTINGS
 #
-# Train and score every system of the comparison with every seed (SYSTEMS and SEEDS, see settings/systems.sh), and leave
-# what each reached in RESULTS/SYSTEM-SEED.json (docs/comparison/DATA unless set). What is there already is not run again,
-# and an interrupted training goes on from its last checkpoint.
+# Choose a learning rate for every system of the comparison, train it with every seed (SYSTEMS and SEEDS, see
+# settings/systems.sh), score it, and leave what it reached in RESULTS/SYSTEM-SEED.json (docs/comparison/DATA unless set).
+# What is there already is not run again, and an interrupted training goes on from its last checkpoint.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -18,7 +18,11 @@ for SEED in $SEEDS; do
         result=$RESULTS/$SYSTEM-$SEED.json
         [[ ! -f $result ]] || continue
         echo "== $DATA: $SYSTEM, seed $SEED"
-        SYSTEM=$SYSTEM SEED=$SEED DATA_DIR=$DATA_DIR WORK_DIR=$DATA_DIR/$SYSTEM-$SEED RESULT=$result \
+        rate_of=${SYSTEM/distilled/dense} # a student has what it learns from only once its teacher is trained
+        rate=$DATA_DIR/learning_rates/$rate_of.json
+        [[ -f $rate ]] || SYSTEM=$rate_of DATA_DIR=$DATA_DIR WORK_DIR=$DATA_DIR/learning_rates/$rate_of OUTPUT=$rate \
+            "$EXAMPLE/choose_learning_rate.sh" "$1"
+        SYSTEM=$SYSTEM SEED=$SEED DATA_DIR=$DATA_DIR WORK_DIR=$DATA_DIR/$SYSTEM-$SEED RATE=$rate RESULT=$result \
             "$EXAMPLE/compare_system.sh" "$1"
     done
 done

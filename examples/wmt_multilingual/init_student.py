@@ -18,8 +18,10 @@ import text
 from text import TextError
 
 
-def student_weights(teacher: dict[str, torch.Tensor], flags: list[str]) -> dict[str, torch.Tensor]:
-    """The weights of a new student, with the teacher's wherever it has a tensor of that name.
+def new_student(
+    teacher: dict[str, torch.Tensor], flags: list[str]
+) -> tuple[dict[str, torch.Tensor], argparse.Namespace]:
+    """The weights of a new student, with the teacher's wherever it has a tensor of that name, and its arguments.
 
     Raises TextError where the two differ in shape.
     """
@@ -33,7 +35,7 @@ def student_weights(teacher: dict[str, torch.Tensor], flags: list[str]) -> dict[
             shapes = f"{tuple(weights[name].shape)}, and the teacher's {tuple(teacher[name].shape)}"
             raise TextError(f"{name}: the student's shape is {shapes}; give the student the teacher's widths")
         weights[name] = teacher[name]
-    return weights
+    return weights, args
 
 
 def main() -> None:
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="after --: what fairseq-train will be called with")
     args = parser.parse_args()
     state = torch.load(args.teacher, map_location="cpu", weights_only=True)
-    state["model"] = student_weights(state["model"], args.flags)
+    state["model"], state["cfg"]["model"] = new_student(state["model"], args.flags)
     state["last_optimizer_state"] = None
     partial = args.output.with_name(args.output.name + ".partial")
     torch.save(state, partial)

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import taskmoe_plugin  # noqa: F401  allows what checkpoints hold to be loaded
-from record_system import bootstrap, training
+from record_system import bootstrap
 from tests.examples.commands import EXAMPLE, run_step
 from tests.examples.test_pipeline import NOUNS, sentences
 from text import TextError
+from training_log import training
 
-SYSTEMS = ("dense", "token_target", "token_token", "distilled_words")
+SYSTEMS = ("dense", "token_token", "merged", "distilled")
+WIDTH = 8
 
 
 def run_comparison(folder: Path, **changes: str):
@@ -26,6 +28,8 @@ def run_comparison(folder: Path, **changes: str):
         "VOCABULARY_SIZE": "38",
         "MAX_UPDATE": "2",
         "LOG_INTERVAL": "1",
+        "WIDTH": str(WIDTH),
+        "LEARNING_RATES": "0.003",
         "SYSTEMS": " ".join(SYSTEMS),
         "SEEDS": "1",
     }
@@ -44,33 +48,57 @@ def test_each_system_leaves_its_figures_once(tmp_path: Path) -> None:
         lines = sentences(lang)
         for split, part in (("train", lines), ("valid", lines[:5]), ("test", lines[:13])):
             (tmp_path / "mine" / f"{split}.{lang}").write_text("\n".join(part) + "\n", encoding="utf-8")
+    chosen = run_comparison(tmp_path, SYSTEMS="dense", LEARNING_RATES="0.001 0.01")
+    assert chosen.returncode == 0, chosen.stderr
     finished = run_comparison(tmp_path)
     assert finished.returncode == 0, finished.stderr
 
     runs = {system: json.loads((tmp_path / "results" / "small" / f"{system}-1.json").read_text()) for system in SYSTEMS}
     assert {run["training"]["updates"] for run in runs.values()} == {2}
-    dense, routed = runs["dense"], runs["token_target"]
-    assert dense["parameters"]["total"] == dense["parameters"]["active"]
-    # What the gates have is all that a token passes more than in a dense model.
-    assert 0 < routed["parameters"]["active"] - dense["parameters"]["active"] < 20_000
-    # Four layers with eight experts, of which a token passes two.
-    assert routed["parameters"]["total"] - routed["parameters"]["active"] == 4 * 6 * (2 * 128 * 128 + 128 + 128)
+    dense, routed, merged = runs["dense"], runs["token_token"], runs["merged"]
+    trials = dense["learning_rate"]["valid_nll_loss"]
+    assert dense["learning_rate"]["chosen"] == min(trials, key=trials.get) == flag_of(dense, "--lr")
+    assert trials.keys() == {"0.001", "0.01"}
+    assert flag_of(merged, "--lr") == "0.003"
+    assert_parameters_are_counted(dense, routed, merged)
+
     assert routed["directions"]["en-de"]["sentences"] == 13
-    tested = routed["directions"]["en-de"]["against_baseline"]
-    assert tested["difference"] == routed["directions"]["en-de"]["bleu"] - dense["directions"]["en-de"]["bleu"]
+    tested = merged["against"]["token_token"]["en-de"]
+    assert tested["difference"] == merged["directions"]["en-de"]["bleu"] - routed["directions"]["en-de"]["bleu"]
     assert 0 < tested["p"] <= 1
-    assert routed["subnets"]["en-de"]["bleu"] == routed["directions"]["en-de"]["bleu"]
+    assert [set(run["against"]) for run in (dense, routed, merged)] == [set(), {"dense"}, {"dense", "token_token"}]
+    assert merged["subnets"]["en-de"]["bleu"] == merged["directions"]["en-de"]["bleu"]
     assert "subnets" not in dense
     assert dense["task_gates"] == {}
-    assert routed["task_gates"].keys() == {"decoder"}
-    assert 0 <= routed["task_gates"]["decoder"]["similarity"] <= 1
+    assert merged["task_gates"].keys() == {"encoder", "decoder"}
+    assert 0 <= merged["task_gates"]["decoder"]["related"] <= 1
+    assert len(routed["training"]["curve"]) == 2
+    assert routed["training"]["curve"][-1]["tokens"] == routed["training"]["tokens"]
+    assert routed["training"]["valid_nll_loss_by_direction"].keys() == {"en-de"}
     assert str(tmp_path) not in json.dumps(runs)
-    assert "DATA_DIR/token_token-1/model/checkpoint_last.pt" in runs["distilled_words"]["flags"]
     assert_student_begins_as_its_teacher(tmp_path / "work")
 
     again = run_comparison(tmp_path)
     assert again.returncode == 0
     assert all("done already" in line for line in again.stdout.splitlines())
+
+
+def flag_of(run: dict, name: str) -> str:
+    return run["flags"][run["flags"].index(name) + 1]
+
+
+def assert_parameters_are_counted(dense: dict, routed: dict, merged: dict) -> None:
+    sizes, ffn = [run["parameters"] for run in (dense, routed, merged)], 4 * WIDTH
+    assert sizes[0]["total"] == sizes[0]["active"] == sizes[0]["served"]
+    # A token passes more than in a dense model: gates, and the second expert's bias.
+    gates = [6 * (4 * WIDTH + WIDTH), 2 * (128 * 8 * 3 + 2 * 128)]
+    for size, most in zip(sizes[1:], gates):
+        assert 0 < size["active"] - sizes[0]["active"] <= most
+    # Six layers: with four experts, of which a token passes two; with eight, of which it passes one made of them.
+    assert sizes[1]["total"] - sizes[1]["active"] == 6 * 2 * (WIDTH * ffn + ffn // 2 + WIDTH)
+    assert sizes[2]["total"] - sizes[2]["active"] == 6 * 7 * (2 * WIDTH * ffn + ffn + WIDTH)
+    assert sizes[1]["served"] == sizes[1]["total"]
+    assert sizes[2]["served"] == sizes[0]["total"]
 
 
 def test_a_difference_is_tested_and_equal_systems_have_none(tmp_path: Path) -> None:
@@ -91,9 +119,10 @@ def test_the_loss_is_that_of_the_checkpoint_that_translates(tmp_path: Path) -> N
     names = ("experts_in_use", "gate_entropy", "balance_loss")
     gates = {f"{stack}_{name}": "0.5" for stack in ("encoder", "decoder") for name in names}
     events = [
-        ("train_inner", {"num_updates": "10", "wpb": "100"} | gates),
-        ("valid", {"valid_num_updates": "13", "valid_nll_loss": "3.5"}),
-        ("train_inner", {"num_updates": "20", "wpb": "200"} | gates),
+        ("train_inner", {"num_updates": "10", "wpb": "100", "nll_loss": "5"} | gates),
+        ("valid", {"valid_num_updates": "13", "valid_nll_loss": "3.5", "valid_en-de_nll_loss": "3.25"}),
+        ("train_inner", {"num_updates": "20", "wpb": "300", "nll_loss": "9"} | gates),  # again after an interruption
+        ("train_inner", {"num_updates": "20", "wpb": "200", "nll_loss": "4"} | gates),
         ("valid", {"valid_num_updates": "26", "valid_nll_loss": "3.7"}),
     ]
     log = "".join(f"2026-01-01 00:00:00 | INFO | {kind} | {json.dumps(event)}\n" for kind, event in events)
@@ -102,7 +131,9 @@ def test_the_loss_is_that_of_the_checkpoint_that_translates(tmp_path: Path) -> N
     best = training(tmp_path, 13)
     assert best["updates"] == 13
     assert best["valid_nll_loss"] == 3.5
+    assert best["valid_nll_loss_by_direction"] == {"en-de": 3.25}
     assert best["words_per_processor_second"] == 600
+    assert best["curve"] == [{"tokens": 1000.0, "nll_loss": 5.0}, {"tokens": 3000.0, "nll_loss": 4.0}]
     with pytest.raises(TextError, match="no training in it"):
         training(tmp_path, 14)
 
@@ -110,21 +141,21 @@ def test_the_loss_is_that_of_the_checkpoint_that_translates(tmp_path: Path) -> N
 def assert_student_begins_as_its_teacher(work: Path) -> None:
     student, dense = (
         torch.load(work / name, weights_only=True)["model"]
-        for name in ("distilled_words-1/student.pt", "dense-1/model/checkpoint_last.pt")
+        for name in ("distilled-1/student.pt", "dense-1/model/checkpoint_last.pt")
     )
     teacher = torch.load(work / "token_token-1" / "model" / "checkpoint_last.pt", weights_only=True)["model"]
     assert student.keys() == dense.keys()
     assert {name for name in student if name not in teacher} == {
         f"{stack}.layers.{layer}.{part}"
         for stack in ("encoder", "decoder")
-        for layer in (1, 3)
+        for layer in (0, 1, 2)
         for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
     }
     assert all(torch.equal(student[name], teacher[name]) for name in student if name in teacher)
     learned, references, translations = (
         (work / name).read_text().splitlines()
         for name in (
-            "distilled_words-1/pieces/train.en-de.de",
+            "distilled-1/pieces/train.en-de.de",
             "pieces/train.de-en.de",
             "token_token-1/training_translations/en-de.txt",
         )
@@ -176,24 +207,31 @@ def test_a_student_learns_no_translation_that_loops(tmp_path: Path) -> None:
 
 def run_of(system: str, seed: int, bleu: float, p: float = 1.0) -> dict:
     gates = {"experts_in_use": 0.5, "gate_entropy": 1.0, "balance_loss": 1.0}
-    tested = {} if system == "dense" else {"against_baseline": {"difference": bleu - 20.0, "p": p}}
-    score = {"bleu": bleu, "bleu_lowercase": bleu + 0.5, "chrf": 50.0, "sentences": 10}
-    run = {
+    directions = ("en-de", "de-en")
+    tested = {each: {"difference": bleu - 20.0, "p": p} for each in directions}
+    score = {"bleu": bleu, "chrf": 50.0, "length_ratio": 0.75, "sentences": 10}
+    return {
         "system": system,
         "seed": seed,
-        "flags": ["--seed", str(seed), "--max-tokens", "50000"],
-        "parameters": {"total": 3_000_000, "active": 2_000_000},
+        "flags": ["--seed", str(seed), "--lr", "0.006"],
+        "learning_rate": {"chosen": "0.006", "valid_nll_loss": {"0.012": 3.5, "0.006": 3.25}},
+        "parameters": {"total": 3_000_000, "active": 2_000_000, "served": 1_000_000},
         "training": {
             "updates": 10,
+            "tokens": 2_000_000.0,
             "words_per_processor_second": 1000.0,
             "valid_nll_loss": 2.0,
+            "valid_nll_loss_by_direction": {"en-de": 1.5, "de-en": 2.5},
+            "curve": [{"tokens": million * 1e6, "nll_loss": 10 - bleu / 10} for million in (1, 2)],
             "gates": {"encoder": gates, "decoder": gates},
         },
-        "task_gates": {"encoder": {"unused": 0.25, "similarity": 0.125, "first_weight": 0.75}},
-        "directions": {"en-de": score | tested, "de-en": score | tested},
+        "task_gates": {
+            "encoder": {"unused": 0.25, "similarity": 0.2, "related": 0.4, "unrelated": 0.1, "first_weight": 0.75}
+        },
+        "directions": dict.fromkeys(directions, score),
+        "against": {} if system == "dense" else {"dense": tested},
         "zero_shot": {"fr-de": score},
     }
-    return run if system == "dense" else run | {"baseline": "dense"}
 
 
 def page_of(folder: Path, runs: list[dict], data: str = "made-up") -> str:
@@ -240,13 +278,13 @@ def cells_of_page(section: str, system: str) -> list[str]:
     """BLEU, chrF and loss of a system on a data set."""
     start = f"| {system} | "
     overview, costs = [line.split(" | ") for line in section.splitlines() if line.startswith(start)][:2]
-    return [overview[2], overview[5], costs[4]]
+    return [overview[2], overview[5], costs[6]]
 
 
 def test_the_readmes_table_has_the_figures_of_the_page() -> None:
     top = Path(__file__).parents[2]
     readme = (top / "README.md").read_text(encoding="utf-8")
-    page = (top / "docs" / "comparison.md").read_text(encoding="utf-8")
+    page = (top / "docs" / "comparison.md").read_text(encoding="utf-8").split("\n# Earlier\n")[1]
     sections = [page.split(f"\n## {data}\n")[1].split("\n## ")[0] for data in ("homeassistant", "multi30k")]
     rows = readme.split(README_HEAD)[1].split("\n\n")[0].splitlines()
     assert rows
@@ -266,7 +304,19 @@ def test_the_page_counts_the_directions_in_which_a_difference_is_significant(pag
 
 
 def test_the_page_says_what_the_gates_learnt(page: str) -> None:
-    assert "| better, encoder | 0.25 [0.25, 0.25] | 0.12 [0.12, 0.12] | 0.75 [0.75, 0.75] |" in page
+    cells = (f"{each} [{each}, {each}]" for each in ("0.25", "0.20", "0.40", "0.10", "0.75"))
+    assert f"| better, encoder | {' | '.join(cells)} |\n" in page
+
+
+def test_the_page_says_what_a_direction_stores_and_loses(page: str) -> None:
+    assert "| dense | 0.006 | 3.00 | 2.00 | 4.00 | 1000 | 2.000 | 1.500 | 2.500 | 0.50 | 0.50 | no subnets |\n" in page
+    assert "| dense | **3.250** | 3.500 |\n" in page  # of learning rates, the smaller first
+
+
+def test_the_page_follows_the_gain_during_training(page: str) -> None:
+    table = page.split("Loss of the training text (bits), less that of dense")[1]
+    assert "| system | 2.0 |\n" in table
+    assert "| better | -0.200 |\n" in table
 
 
 def test_directions_that_were_not_trained_have_a_table_of_their_own(page: str) -> None:
@@ -289,20 +339,42 @@ def test_the_page_gives_a_students_share_of_its_teachers_gain(tmp_path: Path) ->
     assert "- distilled_words" not in page  # its teacher was not trained with this seed
 
 
-def test_the_page_holds_the_systems_against_a_bilingual_model(tmp_path: Path) -> None:
-    assert "beside a bilingual model" not in page_of(tmp_path, [run_of("dense", 1, 20)], "multi30k")
-    page_of(tmp_path, [run_of("dense", 1, 30)], "multi30k_long")
-    bilingual = run_of("dense", 1, 40)
-    del bilingual["directions"]["de-en"]
-    bilingual["flags"] += ["--update-freq", "2"]
-    page = page_of(tmp_path, [bilingual], "multi30k_lowercase")
-    assert "| dense | 1 | 40.00 | 40.00 |  | 50.00 |" in page
-    table = page.split("## en-de beside a bilingual model")[1]
-    assert "| bilingual, lower-cased text | 40.50 | 10 | 1.0 |\n" in table
-    assert "| multi30k, dense | 20.50 | 10 | 0.2 |\n| multi30k_long, dense | 30.50 | 10 | 0.2 |\n" in table
+def test_earlier_runs_have_sections_of_their_own_at_the_end(tmp_path: Path) -> None:
+    page_of(tmp_path, [run_of("dense", 1, 20)], "earlier/made-up")
+    (tmp_path / "results" / "earlier" / "made-up" / "note.md").write_text("Said of it.\n", encoding="utf-8")
+    page = page_of(tmp_path, [run_of("dense", 1, 30)], "made-up")
+    assert page.split("# Earlier")[1].split("## made-up\n\n")[1].startswith("Said of it.\n\n1 training of")
+    assert page.index("| 30.00 |") < page.index("\n# Earlier\n") < page.index("| 20.00 |")
+    assert "## earlier" not in page
 
 
-@pytest.mark.parametrize("name", ["comparison_multi30k", "comparison_multi30k_long", "comparison_gates"])
+def test_systems_that_did_not_translate_are_sorted_by_their_losses(tmp_path: Path) -> None:
+    runs = [run_of("dense", 1, 20), run_of("better", 1, 30), run_of("distilled", 1, 25)]
+    for run, loss in zip(runs, (3.0, 2.5, 3.5)):
+        run["training"]["valid_nll_loss"] = loss
+        del run["directions"], run["zero_shot"], run["against"]
+    page = page_of(tmp_path, runs)
+    assert "3 trainings of 10 updates, 2.0 million target tokens, too short to translate with. dense was" in page
+    assert "BLEU |" not in page.split("## made-up")[1].split("largest difference")[0]
+    lines = [line for line in page.splitlines() if " | 1.500 | 2.500 | 0.50 | 0.50 |  |" in line]
+    assert [line.split(" | ")[0] for line in lines] == ["| better", "| dense", "| distilled"]
+
+
+def test_of_several_learning_rates_the_one_with_the_lowest_last_loss_is_chosen(tmp_path: Path) -> None:
+    for rate, losses in (("0.1", (2, "NaN")), ("0.01", (9, 4)), ("0.001", (3, 5))):
+        events = ({"valid_num_updates": str(number), "valid_nll_loss": str(loss)} for number, loss in enumerate(losses))
+        (tmp_path / rate).mkdir()
+        log = "".join(f"2026-01-01 00:00:00 | INFO | valid | {json.dumps(event)}\n" for event in events)
+        (tmp_path / rate / "train.out").write_text(log, encoding="utf-8")
+    trials = [tmp_path / rate for rate in ("0.1", "0.01", "0.001")]
+    finished = run_step("choose_learning_rate.py", "--output", tmp_path / "rate.json", *trials)
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads((tmp_path / "rate.json").read_text(encoding="utf-8"))
+    assert found["chosen"] == "0.01"
+    assert found["valid_nll_loss"] == {"0.1": None, "0.01": 4.0, "0.001": 5.0}
+
+
+@pytest.mark.parametrize("name", ["comparison_multi30k", "comparison_homeassistant", "comparison_libreoffice"])
 def test_an_unknown_system_is_one_line(name: str, tmp_path: Path) -> None:
     work = {"SYSTEM": "best", "WORK_DIR": str(tmp_path), "INPUT_DIR": str(tmp_path)}
     finished = run_step("comparison.sh", EXAMPLE / "settings" / f"{name}.sh", **work)

@@ -6,9 +6,9 @@
 : "${LANGS:=en,cs,de,fr}"
 : "${LANG_PAIRS:=en-cs,cs-en,en-de,de-en,en-fr,fr-en}"
 : "${ZERO_SHOT_PAIRS=cs-de,de-cs,cs-fr,fr-cs,de-fr,fr-de}"
-: "${VOCABULARY_SIZE:=8000}"
-: "${EXPERTS:=8}"
-: "${MAX_UPDATE:=4000}"
+: "${FAMILIES:=de,en cs fr}"
+: "${VOCABULARY_SIZE:=4000}"
+: "${MAX_UPDATE:=12000}"
 
 TEXT_COMMAND=(
     "$EXAMPLE/get_files.py" --input-dir "${INPUT_DIR:?set it to the directory of the text}"
