@@ -77,9 +77,11 @@ def check_continues(
 
 
 def _check_dense(args: Namespace, arch: str | None, name: str) -> None:
-    if any(StackConfig.from_args(args, stack).moe_layers for stack in STACKS):
+    experts = any(StackConfig.from_args(args, stack).moe_layers for stack in STACKS)
+    if experts or args.task_low_rank:
+        missing = "experts" if experts else "low-rank matrices"
         raise UsageError(
-            f"{name}: is a dense model (--arch {arch}), which has no experts to go on with; give one of {MODEL}, or, "
+            f"{name}: is a dense model (--arch {arch}), which has no {missing} to go on with; give one of {MODEL}, or, "
             "to make experts of its networks, --finetune-from-model"
         )
 
@@ -88,6 +90,7 @@ def _other_flags(
     args: Namespace, trained: Namespace, stacks: list[tuple[StackConfig, StackConfig]]
 ) -> Iterator[tuple[str, object, object]]:
     """Flags whose values differ, each with its new and its trained value."""
+    yield from _other("task_low_rank", args, trained)
     for name in STACKS:
         for part in DENSE:
             yield from _other(f"{name}_{part}", args, trained)

@@ -52,6 +52,7 @@ def grouped(path: Path, groups: dict[str, str], **flags: Any) -> Namespace:
         ({}, {"moe_threshold": 0.5}, ["--moe-threshold 0.5", "--moe-threshold 0.0"]),
         ({}, {"moe_route_scale": 2.0}, ["--moe-route-scale 2.0", "--moe-route-scale 1.0"]),
         ({}, {"moe_expert_ffn_dim": 8}, ["--moe-expert-ffn-dim 8", "--moe-expert-ffn-dim 24"]),
+        ({"moe_freq": 0}, {"moe_freq": 0, "task_low_rank": 4}, ["--task-low-rank 4", "--task-low-rank 0"]),
         ({}, {"encoder_layers": 4}, ["--encoder-layers 4", "--encoder-layers 2"]),
         (
             {},
@@ -138,6 +139,8 @@ def test_a_dense_model_is_called_that(arch: str | None) -> None:
     with pytest.raises(UsageError, match=f"{NAME}: is a dense model .--arch {arch or 'transformer'}., which has no"):
         check_continues(args_of(), dense, NAME)
     check_continues(args_of(moe_freq=0), dense, NAME)
+    with pytest.raises(UsageError, match="which has no low-rank matrices"):
+        check_continues(args_of(moe_freq=0, task_low_rank=2), dense, NAME)
 
 
 def test_a_subnet_is_called_that_and_a_pruned_model_is_not() -> None:
