@@ -60,6 +60,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
         "every token; --moe-top-k is for translation alone (DS-MoE); see --moe-mutual-information-wt")  # fmt: skip
     add("--moe-expert-parallel", action="store_true",
         help="spread the experts over the data-parallel processes (default: every process has all)")  # fmt: skip
+    add("--task-low-rank", type=int, metavar="R",
+        help="rank of the language matrices that are added to the linear maps of attention and dense feed-forward "
+        "networks, 0: none (default: 0)")  # fmt: skip
 
 
 def set_moe_defaults(args: Namespace) -> None:
@@ -83,6 +86,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_expert_dropout": None,
         "moe_expert_grad_scale": 1.0,
         "moe_expert_parallel": False,
+        "task_low_rank": 0,
     }
     for name, value in defaults.items():
         setattr(args, name, getattr(args, name, value))
@@ -176,6 +180,9 @@ def _problems_of_sizes(args: Namespace) -> Iterator[str]:
         freq = getattr(args, f"{stack}_moe_freq")
         if freq < 0:
             yield f"--{stack}-moe-freq {freq}: give 0 (no MoE layer) or more"
+    rank, width = args.task_low_rank, min(getattr(args, f"{stack}_embed_dim") for stack in STACKS)
+    if not 0 <= rank < width:
+        yield f"--task-low-rank {rank}: give 0 (none) or more, and less than the model's width, which is {width}"
 
 
 def _problems_of_routing(args: Namespace) -> Iterator[str]:
@@ -260,3 +267,6 @@ def _problems_with_fairseq(args: Namespace) -> Iterator[str]:
         yield "--offload-activations: not supported with MoE layers; give --checkpoint-activations alone"
     if getattr(args, "quant_noise_pq", 0):
         yield "--quant-noise-pq: not supported with MoE layers; leave it out"
+    for stack in STACKS:
+        if args.task_low_rank and getattr(args, f"{stack}_xformers_att_config", None):
+            yield f"--{stack}-xformers-att-config: not supported with --task-low-rank; leave one of them out"

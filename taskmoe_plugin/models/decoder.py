@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
 from torch import Tensor, nn
 
-from taskmoe_plugin.models.layers import TaskMoEDecoderLayer
+from taskmoe_plugin.models.layers import LowRankDecoderLayer, TaskMoEDecoderLayer
 from taskmoe_plugin.models.routed_stack import RoutedStack, StackRouting
+from taskmoe_plugin.moe import Languages
 
-# Among the incremental states of a batch that is being translated: the networks of its only task.
+# Among the incremental states of a batch that is being translated: the networks of its only task, and what has been
+# found out of its languages.
 FOLDED = "taskmoe.folded"
+LANGUAGES = "taskmoe.languages"
 
 
 def mean_of_source(encoder_out: Tensor, padding: Tensor) -> Tensor:
@@ -29,6 +31,11 @@ def mean_of_source(encoder_out: Tensor, padding: Tensor) -> Tensor:
     kept = padding.logical_not().t().unsqueeze(2)
     total = encoder_out.float().masked_fill(~kept, 0.0).sum(dim=0)
     return total / kept.sum(dim=0).clamp(min=1)
+
+
+def _language_ids(encoder_out: dict[str, list[Any]]) -> tuple[Tensor | None, Tensor | None]:
+    source, target = (next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id"))
+    return source, target
 
 
 class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
@@ -48,12 +55,14 @@ class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         index = self.next_layer()
-        if not self.moe_config.is_moe_layer(index):
-            cfg = self.moe_config.dense_layer(cfg, index)
-            return super().build_decoder_layer(cfg, no_encoder_attn)  # type: ignore[no-any-return]
-        layer = TaskMoEDecoderLayer(cfg, self.moe_config.build_layer(index), no_encoder_attn)
-        self.routed_layers.append(layer)
-        return fsdp_wrap(layer, min_num_params=cfg.min_params_to_wrap)  # type: ignore[no-any-return]
+        if self.moe_config.is_moe_layer(index):
+            layer = TaskMoEDecoderLayer(cfg, self.moe_config.build_layer(index), no_encoder_attn)
+            self.routed_layers.append(layer)
+            return self.complete(layer, cfg)
+        cfg = self.moe_config.dense_layer(cfg, index)
+        if self.low_rank is not None:
+            return self.complete(LowRankDecoderLayer(cfg, no_encoder_attn), cfg)
+        return super().build_decoder_layer(cfg, no_encoder_attn)  # type: ignore[no-any-return]
 
     def extract_features(
         self,
@@ -66,7 +75,7 @@ class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Features (B, T, C) of target prefixes (B, T), and a dictionary of whatever else the model has to tell."""
         routing = self._route(prev_output_tokens, encoder_out, incremental_state)
-        with self.routed(routing) as records:
+        with self.routed(routing, self._languages(encoder_out, incremental_state)) as records:
             x, extra = super().extract_features(
                 prev_output_tokens,
                 encoder_out,
@@ -87,15 +96,26 @@ class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
                 self._is_anyone_decoding(here=True)
             elif FOLDED in incremental_state:
                 return cast(StackRouting, incremental_state[FOLDED])
-        source, target = (next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id"))
         sentence = None
         if self.moe_config.routing == "sentence" and self.routed_layers:
             sentence = mean_of_source(encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0])
         padding = next(iter(encoder_out.get("target_padding", ())), tokens.eq(self.padding_idx))
-        routing = self.route(padding, source, target, any(encoder_out["filler"]), sentence)
+        routing = self.route(padding, *_language_ids(encoder_out), any(encoder_out["filler"]), sentence)
         if incremental_state is not None and routing.is_folded:
             incremental_state[FOLDED] = routing
         return routing
+
+    def _languages(
+        self, encoder_out: dict[str, list[Any]], incremental_state: dict[str, Any] | None
+    ) -> Languages | None:
+        if incremental_state is None:
+            return self.languages(*_language_ids(encoder_out))
+        known: Languages | None = incremental_state.get(LANGUAGES)
+        if known is None or known.pair is None:
+            # Rows of several pairs are in another order by now.
+            known = self.languages(*_language_ids(encoder_out), look=known is None)
+            incremental_state[LANGUAGES] = known
+        return known
 
     @torch.no_grad()
     def wait_for_others(self) -> None:

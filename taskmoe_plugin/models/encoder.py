@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
 from torch import Tensor, nn
 
-from taskmoe_plugin.models.layers import TaskMoEEncoderLayer
+from taskmoe_plugin.models.layers import LowRankEncoderLayer, TaskMoEEncoderLayer
 from taskmoe_plugin.models.routed_stack import RoutedStack
 
 
@@ -27,11 +26,14 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         index = self.next_layer()
-        if not self.moe_config.is_moe_layer(index):
-            return super().build_encoder_layer(self.moe_config.dense_layer(cfg, index))  # type: ignore[no-any-return]
-        layer = TaskMoEEncoderLayer(cfg, self.moe_config.build_layer(index), self.return_fc)
-        self.routed_layers.append(layer)
-        return fsdp_wrap(layer, min_num_params=cfg.min_params_to_wrap)  # type: ignore[no-any-return]
+        if self.moe_config.is_moe_layer(index):
+            layer = TaskMoEEncoderLayer(cfg, self.moe_config.build_layer(index), self.return_fc)
+            self.routed_layers.append(layer)
+            return self.complete(layer, cfg)
+        cfg = self.moe_config.dense_layer(cfg, index)
+        if self.low_rank is not None:
+            return self.complete(LowRankEncoderLayer(cfg, self.return_fc), cfg)
+        return super().build_encoder_layer(cfg)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -50,11 +52,11 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
             src_lengths: (B,) int64.
             return_all_hiddens: also return the output of every layer.
             token_embeddings: (B, T, C), in place of the embeddings of ``src_tokens``.
-            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
+            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row, for task routing and low-rank matrices.
             filler: the batch counts for nothing (see ``RoutedStack.route``).
         """
         routing = self.route(src_tokens.eq(self.padding_idx), src_lang_id, tgt_lang_id, filler)
-        with self.routed(routing) as records:
+        with self.routed(routing, self.languages(src_lang_id, tgt_lang_id)) as records:
             out = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
         out["src_lang_id"] = [] if src_lang_id is None else [src_lang_id]
         out["tgt_lang_id"] = [] if tgt_lang_id is None else [tgt_lang_id]

@@ -1,7 +1,8 @@
-"""Transformer layers whose feed-forward network is an MoE layer."""
+"""Transformer layers with an MoE layer, or with low-rank language matrices, or both."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,54 +10,42 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from taskmoe_plugin.moe import FeedForward, GateRecord, MoELayer, Routing, Tokens
+from taskmoe_plugin.moe import CurrentLanguages, FeedForward, GateRecord, Languages, MoELayer, Routing, Tokens
 
 
 def _nothing(x: Tensor) -> Tensor:
     return x
 
 
-class RoutedLayer(nn.Module):
-    """Puts an MoE layer where fairseq's layers build the feed-forward network ``fc2(dropout(activation(fc1(x))))``.
-
-    ``fc1`` is the whole network, and what follows it does nothing, so that fairseq's own ``forward`` serves: attention,
-    residuals, norms and incremental states stay its business. That has no argument for a routing, so a stack sets
-    ``routing`` on each of its layers before they run.
+class StackLayer(nn.Module):
+    """Mixed into fairseq's layers: one that its stack tells about a batch, for which their ``forward`` has no argument.
 
     Attributes:
-        routing: what to do with the batch: its routing, its tokens where this layer's router decides, or the one
-            network that all of its tokens use.
-        record: what the last pass leaves for losses and statistics, if it used the MoE layer.
+        routing: what an MoE layer does with the batch, see ``RoutedLayer``.
+        languages: of the batch, where the stack has low-rank language matrices.
+        record: what the last pass leaves for losses and statistics, if it used an MoE layer.
         checkpointed: whether activations are computed again in the backward pass instead of kept.
     """
 
-    moe: MoELayer
     routing: Routing | Tokens | FeedForward | None = None
+    languages: CurrentLanguages | None = None
     record: GateRecord | None = None
     checkpointed: bool = False
 
-    def build_fc1(self, *args: Any) -> Any:
-        return self._feed_forward
-
-    def build_fc2(self, *args: Any) -> Any:
-        return _nothing
-
-    def install(self, moe: MoELayer, checkpointed: bool) -> None:
-        """Take the MoE layer in; to be called after fairseq's ``__init__``."""
-        self.moe = moe
-        self.checkpointed = checkpointed
-        self.activation_fn = _nothing
-        self.activation_dropout_module = nn.Identity()
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.routing is None:
-            raise RuntimeError("an MoE layer was run outside its stack, which routes the batch")
         if self.checkpointed and self.training and torch.is_grad_enabled():
-            # The routing is an argument: in the backward pass, the stack has forgotten it.
-            output, self.record = checkpoint(self._run, self.routing, *args, use_reentrant=False, **kwargs)
+            # What the stack has told is an argument: in the backward pass, the stack has forgotten it.
+            languages = self.languages and self.languages.now
+            output, self.record = checkpoint(
+                self._run_with, languages, self.routing, *args, use_reentrant=False, **kwargs
+            )
         else:
             output, self.record = self._run(self.routing, *args, **kwargs)
         return output
+
+    def _run_with(self, languages: Languages | None, *args: Any, **kwargs: Any) -> tuple[Any, GateRecord | None]:
+        with nullcontext() if self.languages is None else self.languages.set(languages):
+            return self._run(*args, **kwargs)
 
     def _run(self, routing: Any, *args: Any, **kwargs: Any) -> tuple[Any, GateRecord | None]:
         self._given, self._found = routing, None
@@ -65,6 +54,35 @@ class RoutedLayer(nn.Module):
             return output, self._found
         finally:
             self._given = self._found = None
+
+
+class RoutedLayer(StackLayer):
+    """Puts an MoE layer where fairseq's layers build the feed-forward network ``fc2(dropout(activation(fc1(x))))``.
+
+    ``fc1`` is the whole network, and what follows it does nothing, so that fairseq's own ``forward`` serves: attention,
+    residuals, norms and incremental states stay its business. A stack sets ``routing`` on each of its layers before
+    they run: the batch's routing, its tokens where this layer's router decides, or the one network that all of its
+    tokens use.
+    """
+
+    moe: MoELayer
+
+    def build_fc1(self, *args: Any) -> Any:
+        return self._feed_forward
+
+    def build_fc2(self, *args: Any) -> Any:
+        return _nothing
+
+    def install(self, moe: MoELayer) -> None:
+        """Take the MoE layer in; to be called after fairseq's ``__init__``."""
+        self.moe = moe
+        self.activation_fn = _nothing
+        self.activation_dropout_module = nn.Identity()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.routing is None:
+            raise RuntimeError("an MoE layer was run outside its stack, which routes the batch")
+        return super().forward(*args, **kwargs)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if isinstance(self._given, FeedForward):
@@ -78,7 +96,8 @@ class TaskMoEEncoderLayer(RoutedLayer, TransformerEncoderLayerBase):
 
     def __init__(self, cfg: Any, moe: MoELayer, return_fc: bool = False) -> None:
         super().__init__(cfg, return_fc=return_fc)
-        self.install(moe, cfg.checkpoint_activations)
+        self.install(moe)
+        self.checkpointed = cfg.checkpoint_activations
 
 
 class TaskMoEDecoderLayer(RoutedLayer, TransformerDecoderLayerBase):
@@ -86,4 +105,21 @@ class TaskMoEDecoderLayer(RoutedLayer, TransformerDecoderLayerBase):
 
     def __init__(self, cfg: Any, moe: MoELayer, no_encoder_attn: bool = False) -> None:
         super().__init__(cfg, no_encoder_attn)
-        self.install(moe, cfg.checkpoint_activations)
+        self.install(moe)
+        self.checkpointed = cfg.checkpoint_activations
+
+
+class LowRankEncoderLayer(StackLayer, TransformerEncoderLayerBase):
+    """An encoder layer without MoE layer, which gets low-rank language matrices."""
+
+    def __init__(self, cfg: Any, return_fc: bool = False) -> None:
+        super().__init__(cfg, return_fc=return_fc)
+        self.checkpointed = cfg.checkpoint_activations
+
+
+class LowRankDecoderLayer(StackLayer, TransformerDecoderLayerBase):
+    """A decoder layer without MoE layer, which gets low-rank language matrices."""
+
+    def __init__(self, cfg: Any, no_encoder_attn: bool = False) -> None:
+        super().__init__(cfg, no_encoder_attn)
+        self.checkpointed = cfg.checkpoint_activations

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from fairseq.distributed import fsdp_wrap
+from torch import Tensor, nn
 
-from taskmoe_plugin.models.layers import RoutedLayer
+from taskmoe_plugin.models.layers import RoutedLayer, StackLayer
+from taskmoe_plugin.models.low_rank import LowRank
 from taskmoe_plugin.models.restricted_rows import RestrictedRows
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.task_router import TaskRouter
-from taskmoe_plugin.moe import FeedForward, GateRecord, MoELayer, Routing, Tokens
+from taskmoe_plugin.moe import FeedForward, GateRecord, Languages, MoELayer, Routing, Tokens
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,21 @@ class RoutedStack:
         tasks: routes the batch; None where no layer routes by task.
         restricted: tells which experts the tokens of each row may choose; None: any.
         routed_layers: the Transformer layers that have an MoE layer, in order.
+        low_rank: the low-rank language matrices; None where there are none.
     """
 
     moe_config: StackConfig
     tasks: TaskRouter | None
     restricted: RestrictedRows | None
+    low_rank: LowRank | None
+    embed_tokens: nn.Embedding
     training: bool
 
     def prepare(self, args: Any, stack: str) -> None:
         """Before fairseq's ``__init__``: read the flags of the ``encoder`` or ``decoder`` stack."""
         self.moe_config = StackConfig.from_args(args, stack)
         self.routed_layers: list[RoutedLayer] = []
+        self.low_rank = self.moe_config.build_low_rank()
         self._built = 0
 
     def next_layer(self) -> int:
@@ -70,6 +76,13 @@ class RoutedStack:
                 powers = self.tasks.gates().weights.square().sum(dim=-1).mean(dim=-1)
             for layer, power in zip(self.moe_layers, powers):
                 layer.experts.scale_(power**-0.5)
+
+    def complete(self, layer: StackLayer, cfg: Any) -> nn.Module:
+        """Give a layer that has just been built low-rank matrices, if the model has them, and prepare it for FSDP."""
+        if self.low_rank is not None:
+            self.low_rank.install(layer)
+            layer.languages = self.low_rank.current
+        return fsdp_wrap(layer, min_num_params=cfg.min_params_to_wrap)  # type: ignore[no-any-return]
 
     @property
     def moe_layers(self) -> list[MoELayer]:
@@ -119,14 +132,37 @@ class RoutedStack:
             networks = [own.fold(each, weights[i, : len(each)]) for i, (own, each) in enumerate(zip(experts, chosen))]
         return StackRouting(networks, batch.records())
 
+    def languages(
+        self, src_lang_id: Tensor | None, tgt_lang_id: Tensor | None, look: bool | None = None
+    ) -> Languages | None:
+        """The languages of a batch for low-rank matrices; None where there are none.
+
+        In evaluation, where all rows are of one pair, its matrices are folded into the weights.
+
+        Args:
+            src_lang_id, tgt_lang_id: (B,) int64.
+            look: whether to find out if they are; by default in evaluation.
+
+        Raises:
+            ValueError: there are no language ids.
+        """
+        if self.low_rank is None:
+            return None
+        if src_lang_id is None or tgt_lang_id is None:
+            raise ValueError("low-rank matrices need the languages of the rows: set --source-lang and --target-lang")
+        look = not self.training if look is None else look
+        dtype = self.embed_tokens.weight.dtype
+        return Languages.of_rows(src_lang_id, tgt_lang_id, len(self.moe_config.langs), dtype, look)
+
     @contextmanager
-    def routed(self, routing: StackRouting) -> Iterator[list[GateRecord]]:
-        """Within the context the layers route a batch; the list has the records of those that ran afterwards."""
+    def routed(self, routing: StackRouting, languages: Languages | None) -> Iterator[list[GateRecord]]:
+        """Within the context the layers compute a batch; the list has the records of those that ran afterwards."""
         records: list[GateRecord] = []
         for layer, each in zip(self.routed_layers, routing.layers):
             layer.routing, layer.record = each, None
         try:
-            yield records
+            with nullcontext() if self.low_rank is None else self.low_rank.current.set(languages):
+                yield records
             found = routing.records or [layer.record for layer in self.routed_layers if layer.record is not None]
             records.extend(found)
         finally:

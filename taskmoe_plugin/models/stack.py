@@ -14,6 +14,7 @@ from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
+from taskmoe_plugin.models.low_rank import LowRank
 from taskmoe_plugin.models.restricted_rows import RestrictedRows, allowed_experts
 from taskmoe_plugin.models.subnet_shape import Restriction, SubnetShape
 from taskmoe_plugin.models.task_router import TaskRouter
@@ -54,6 +55,7 @@ class StackConfig:
         langs: all languages, in the order of their ids.
         table: the tasks; None where no layer routes by task.
         shape: what is left of the stack; None for a model that has all its experts.
+        low_rank: rank of the language matrices; 0: there are none.
         processes: over how many processes the experts are spread; 1: every process has all of them.
     """
 
@@ -78,6 +80,7 @@ class StackConfig:
     langs: tuple[str, ...]
     table: TaskTable | None
     shape: SubnetShape | None
+    low_rank: int
     processes: int
 
     @classmethod
@@ -120,6 +123,8 @@ class StackConfig:
             langs=tuple(args.taskmoe_langs.split(",")),
             table=_task_table(args, routing) if by_task else None,
             shape=SubnetShape.of(args, stack),
+            # Checkpoints of models without it need not know the flag.
+            low_rank=getattr(args, "task_low_rank", 0),
             processes=getattr(args, "taskmoe_processes", 1),
         )
 
@@ -187,6 +192,10 @@ class StackConfig:
     def build_restricted(self) -> RestrictedRows | None:
         """Tells the languages that are restricted; None if none is."""
         return None if self.restriction is None else RestrictedRows(self.restriction.table(self.langs))
+
+    def build_low_rank(self) -> LowRank | None:
+        """What gives the stack's layers low-rank language matrices; None if they have none."""
+        return LowRank(self.low_rank, len(self.langs), int(self.stack == "decoder")) if self.low_rank else None
 
     def build_gates(self) -> TaskGates | MergingTaskGates | FixedTaskGates:
         """Freshly initialised gates of tasks; those of a subnet get their table from the checkpoint."""

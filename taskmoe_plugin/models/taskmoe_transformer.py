@@ -23,6 +23,7 @@ from taskmoe_plugin.models.config import (
 from taskmoe_plugin.models.continuing import check_continues, check_languages
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
+from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.parallel.command_line import settle
 from taskmoe_plugin.parallel.group import ExpertGroup
 
@@ -84,7 +85,7 @@ class TaskMoETransformerModel(TransformerModel):
             return_all_hiddens: whether the encoder returns every layer's output.
             features_only: return features (B, T, C) rather than logits.
             alignment_layer, alignment_heads: which cross-attention to return.
-            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row; task routing needs them.
+            src_lang_id, tgt_lang_id: (B,) int64, the languages of each row, for task routing and low-rank matrices.
             filler: the batch is there only to keep this process in step with others that have one.
             target_padding: (B, T) bool, which of the target's padding symbols are padding; None: all.
         """
@@ -153,7 +154,7 @@ class TaskMoETransformerModel(TransformerModel):
                 )
 
     def check_pair(self, source: str, target: str) -> None:
-        """Raise ``UsageError`` if a stack has no task for this pair."""
+        """Raise ``UsageError`` if a stack has no task for this pair, or no low-rank matrices that have learnt it."""
         langs = self.args.taskmoe_langs.split(",")
         ids = langs.index(source) + 1, langs.index(target) + 1
         for name, stack in zip(STACKS, (self.encoder, self.decoder)):
@@ -168,6 +169,14 @@ class TaskMoETransformerModel(TransformerModel):
                     f"--source-lang {source} --target-lang {target}: the {name} was pruned to the experts of other "
                     f"pairs: {','.join(restriction.pairs)}"
                 )
+        if self.args.task_low_rank:
+            seen = zip(*map(split_pair, self.args.taskmoe_lang_pairs.split(",")))
+            for flag, lang, known in zip(("--source-lang", "--target-lang"), (source, target), seen):
+                if lang not in known:
+                    raise UsageError(
+                        f"{flag} {lang}: the low-rank matrices know only the languages they were trained on, here "
+                        f"{','.join(dict.fromkeys(known))}"
+                    )
 
 
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer")

@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers in plain PyTorch: gates, routing, dispatch, experts, losses.
+"""Mixture-of-experts layers in plain PyTorch: gates, routing, dispatch, experts, low-rank matrices, losses.
 
 Nothing in this package imports fairseq or fairscale, so that it can be used and tested with torch alone. Shape letters
 used throughout: T positions, B rows (sentences), C model width, F hidden width of an expert, E experts, K experts per
@@ -37,6 +37,7 @@ from taskmoe_plugin.moe.losses import (
     mutual_information_loss,
     z_loss,
 )
+from taskmoe_plugin.moe.low_rank import CurrentLanguages, Languages, LowRankLinear, fold_low_rank, low_rank_map
 from taskmoe_plugin.moe.products import grouped_linear
 from taskmoe_plugin.moe.routing import (
     GateRecord,
@@ -52,6 +53,7 @@ from taskmoe_plugin.moe.usage import Usage, count_usage, counted_usage
 __all__ = [
     "Assignments",
     "Choice",
+    "CurrentLanguages",
     "Dispatched",
     "Dispatcher",
     "Experts",
@@ -59,8 +61,10 @@ __all__ = [
     "FixedTaskGates",
     "GateRecord",
     "Gates",
+    "Languages",
     "LinearGate",
     "LocalDispatcher",
+    "LowRankLinear",
     "MergingTaskGates",
     "MoELayer",
     "Routing",
@@ -78,9 +82,11 @@ __all__ = [
     "expert_capacity",
     "expert_load",
     "experts_in_use",
+    "fold_low_rank",
     "full_precision",
     "gate_entropy",
     "grouped_linear",
+    "low_rank_map",
     "merged_routings",
     "mutual_information_loss",
     "routings_of_units",

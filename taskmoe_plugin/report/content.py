@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.report.data import measured_usage
-from taskmoe_plugin.report.sizes import SubnetSize, subnet_sizes
+from taskmoe_plugin.report.sizes import SubnetSize, low_rank_parameters, subnet_sizes
 from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.report import Size
@@ -28,7 +28,9 @@ class Report:
         stacks: the usage of each stack.
         left_out: the stacks that route by sentence or token, and by which, when there was no data to run the model on.
         parameters: those of the full model.
-        subnets: the subnet of each pair; none if no stack routes by task.
+        subnets: the subnet of each pair; none if every pair needs the whole model.
+        low_rank: the rank of the low-rank language matrices, 0 if there are none.
+        low_rank_parameters: the parameters of these.
     """
 
     checkpoint: Path
@@ -36,6 +38,8 @@ class Report:
     left_out: dict[str, str]
     parameters: int
     subnets: list[SubnetSize]
+    low_rank: int
+    low_rank_parameters: int
 
     def experts(self) -> list[Row]:
         """A line for every expert that a task uses in a layer."""
@@ -80,6 +84,7 @@ class Report:
             "stacks": {usage.stack: _describe(usage) for usage in self.stacks},
             "left_out": self.left_out,
             "parameters": {"full_model": self.parameters, "subnets": [asdict(size) for size in self.subnets]},
+            "low_rank": {"rank": self.low_rank, "parameters": self.low_rank_parameters},
         }
 
 
@@ -121,10 +126,11 @@ def find_out(path: Path, data: Sequence[Path], subset: str, sentences: int | Non
     """
     checkpoint = Checkpoint.open(path)
     stacks = moe_stacks(checkpoint)
-    if not stacks:
+    low_rank = checkpoint.low_rank
+    if not stacks and not low_rank:
         raise TaskMoEError(f"{path}: has no MoE layer; give a checkpoint of a model with experts")
     by_data = {name: each for name, each in stacks.items() if each[0].table is None}
-    if len(by_data) == len(stacks) and not data:
+    if stacks and len(by_data) == len(stacks) and not data:
         raise TaskMoEError(
             f"{path}: no stack routes by task, so only data can tell who uses which expert; give --data DATA_BIN"
         )
@@ -136,5 +142,7 @@ def find_out(path: Path, data: Sequence[Path], subset: str, sentences: int | Non
         stacks=[usages[name] for name in stacks if name in usages],
         left_out={name: config.routing for name, (config, _) in stacks.items() if name not in usages},
         parameters=Size.of_model(checkpoint.tensors).parameters,
-        subnets=subnet_sizes(checkpoint) if len(by_data) < len(stacks) else [],
+        subnets=subnet_sizes(checkpoint) if low_rank or len(by_data) < len(stacks) else [],
+        low_rank=low_rank,
+        low_rank_parameters=low_rank_parameters(checkpoint.tensors),
     )

@@ -62,7 +62,8 @@ def _write_all(report: Report, directory: Path, plots: bool) -> None:
     (directory / "report.json").write_text(content + "\n", encoding="utf-8")
     tables = report.experts(), report.loads(), report.similarities(), report.sizes()
     for name, rows in zip(TABLES, tables):
-        _write_csv(directory / f"{name}.csv", rows)
+        if rows:
+            _write_csv(directory / f"{name}.csv", rows)
     if not plots:
         return
     from taskmoe_plugin.report.plots import figures

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from taskmoe_plugin.subnet.checkpoint import Checkpoint, MappedTensors
 from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan, make_plan
 from taskmoe_plugin.subnet.report import Size
-from taskmoe_plugin.subnet.weights import ffn_dims
+from taskmoe_plugin.subnet.weights import LOW_RANK, ffn_dims
 
 # What a folded subnet has none of, or has in another width.
 _FEED_FORWARD = re.compile(
-    r"(encoder|decoder)\.(tasks\.gates\.(embedding|weight|table)|layers\.\d+\.(moe\..+|fc[12]\.(weight|bias)))"
+    r"(encoder|decoder)\.(tasks\.gates\.(embedding|weight|table)"
+    r"|layers\.\d+\.(moe\..+|fc[12]\.(weight|bias)|[\w.]+\.low_rank_(source|target)))"
 )
 
 
@@ -34,7 +35,7 @@ class SubnetSize:
 
 
 def subnet_sizes(checkpoint: Checkpoint) -> list[SubnetSize]:
-    """The subnet of each trained pair, for a model of which at least one stack routes by task.
+    """The subnet of each trained pair, for a model that has one smaller than itself.
 
     Raises:
         TaskMoEError: the model has parts of unknown purpose.
@@ -48,6 +49,11 @@ def subnet_sizes(checkpoint: Checkpoint) -> list[SubnetSize]:
         padded = outside + _feed_forward(tensors, plan, padded=True) if plan.dense else None
         sizes.append(SubnetSize(pair, plan.form, outside + _feed_forward(tensors, plan, padded=False), padded))
     return sizes
+
+
+def low_rank_parameters(tensors: MappedTensors) -> int:
+    """The parameters of a model's low-rank language matrices."""
+    return sum(tensors.shape(name).numel() for name in tensors.names() if name.endswith(LOW_RANK))
 
 
 def _feed_forward(tensors: MappedTensors, plan: Plan, padded: bool) -> int:

@@ -17,6 +17,9 @@ def summary(report: Report) -> str:
     blocks = [text for usage in report.stacks for text in (_experts(usage), _loads(usage))]
     for stack, routing in report.left_out.items():
         blocks.append(f"{stack}, routed by {routing}: left out; give --data DATA_BIN, on which to run the model")
+    if report.low_rank:
+        count = f"{report.low_rank_parameters:,}"
+        blocks.append(f"low-rank language matrices of rank {report.low_rank}: {count} parameters, folded into subnets")
     return "\n\n".join([*blocks, _parameters(report)])
 
 

@@ -120,6 +120,11 @@ class Checkpoint:
                 return list(shape.restriction.pairs)
         return self.args.taskmoe_lang_pairs.split(",")  # type: ignore[no-any-return]
 
+    @property
+    def low_rank(self) -> int:
+        """The rank of the low-rank language matrices; 0 if there are none."""
+        return getattr(self.args, "task_low_rank", 0)
+
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Map a checkpoint into memory without reading its tensors.

@@ -48,6 +48,7 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace, format: str) -
     except ImportError:
         raise TaskMoEError(f"--format {format}: needs a package that is not here; pip install ctranslate2") from None
     reasons = {
+        "the low-rank matrices that a subnet of several pairs keeps": plan.keeps_matrices,
         "MoE layers, which this subnet keeps": not plan.dense,
         f"--activation-fn {args.activation_fn}": args.activation_fn not in ACTIVATIONS,
         "--no-token-positional-embeddings": args.no_token_positional_embeddings,

@@ -239,7 +239,7 @@ class _Extraction:
         """Reads tensors of the full model, with a progress bar."""
         tensors, plan = self.checkpoint.tensors, self.job.plan
         with _bar(total=kept_bytes(tensors, plan, rows), desc=self.job.name, unit="B", unit_scale=True) as bar:
-            yield reader(tensors, rows, bar.update)
+            yield reader(tensors, plan, rows, bar.update)
 
     def _write(
         self,

@@ -63,6 +63,8 @@ def plugin_args(args: Namespace, plan: Plan, dims: Mapping[str, list[int]]) -> N
         shapes[name] = stack.shape(dims[name])
         if stack.fate in (Fate.FOLDED, Fate.DENSE):
             setattr(args, f"{name}_moe_freq", 0)
+    if plan.languages is not None:
+        args.task_low_rank = 0
     SubnetShape.write(args, shapes)
     return args
 

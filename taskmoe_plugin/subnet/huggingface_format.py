@@ -47,6 +47,7 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace) -> None:
     norms = {getattr(args, f"{stack}_normalize_before") for stack in STACKS}
     widths = {getattr(args, f"{stack}_embed_dim") for stack in STACKS}
     reasons = {
+        "the low-rank matrices that a subnet of several pairs keeps": plan.keeps_matrices,
         "MoE layers, which this subnet keeps": not plan.dense,
         "one stack with --normalize-before and one without": len(norms) > 1,
         "embeddings that are not shared (it needs --share-all-embeddings)": not args.share_all_embeddings,

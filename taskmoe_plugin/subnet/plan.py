@@ -26,7 +26,8 @@ _KNOWN = re.compile(
     r"version|tasks\.[\w.]+|embed_tokens\.weight|embed_positions\.\w+|(layer_norm|layernorm_embedding)\.(weight|bias)"
     r"|output_projection\.weight|project_(in|out)_dim\.weight|adaptive_softmax\..+"
     r"|layers\.\d+\.(((self|encoder)_attn\.[kvq]_proj|(self|encoder)_attn\.out_proj|fc[12]"
-    r"|(self_attn|encoder_attn|final)_layer_norm)\.(weight|bias)|moe\.(router\.gate\.weight|experts\.fc[12]_(weight|bias))))"
+    r"|(self_attn|encoder_attn|final)_layer_norm)\.(weight|bias)|[\w.]+\.low_rank_(source|target)"
+    r"|moe\.(router\.gate\.weight|experts\.fc[12]_(weight|bias))))"
 )
 
 
@@ -103,23 +104,33 @@ class Plan:
     Attributes:
         pairs: the pairs that the subnet translates.
         stacks: the two stacks, by name.
+        languages: those whose low-rank matrices are folded, source and target counted from 0; None if there are no
+            matrices, or several pairs keep them.
     """
 
     pairs: tuple[str, ...]
     stacks: dict[str, StackPlan]
+    languages: tuple[int, int] | None
 
     @property
     def dense(self) -> bool:
-        """Whether no MoE layer is left."""
-        return all(stack.fate in (Fate.DENSE, Fate.FOLDED) for stack in self.stacks.values())
+        """Whether no MoE layer and no low-rank matrix is left."""
+        return not self.keeps_matrices and all(
+            stack.fate in (Fate.DENSE, Fate.FOLDED) for stack in self.stacks.values()
+        )
+
+    @property
+    def keeps_matrices(self) -> bool:
+        """Whether low-rank matrices are left, those of all languages."""
+        return self.languages is None and any(stack.config.low_rank for stack in self.stacks.values())
 
     @property
     def form(self) -> str:
-        """What to call the subnet: folded, union, pruned, or partial with the stack that keeps all its experts."""
-        fates = {stack.fate: name for name, stack in self.stacks.items()}
+        """What to call the subnet: folded, union, pruned, or partial with the stacks that keep all their experts."""
+        whole = [name for name, stack in self.stacks.items() if stack.fate is Fate.WHOLE]
         union = "union" if len(self.pairs) > 1 and not self.dense else ""
-        pruned = "pruned" if Fate.PRUNED in fates else ""
-        partial = f"partial, {fates[Fate.WHOLE]} whole" if Fate.WHOLE in fates else ""
+        pruned = "pruned" if any(stack.fate is Fate.PRUNED for stack in self.stacks.values()) else ""
+        partial = f"partial, {' and '.join(whole)} whole" if whole else ""
         return " ".join(filter(None, (union, pruned, partial))) or "folded"
 
 
@@ -139,12 +150,19 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
     for pair in pairs:
         _check_pair(checkpoint, pair)
     stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}
-    if not any(stack.fate in (Fate.FOLDED, Fate.ROUTED, Fate.PRUNED) for stack in stacks.values()):
+    folds = bool(checkpoint.low_rank) and len(pairs) == 1
+    if not folds and all(stack.fate in (Fate.DENSE, Fate.WHOLE) for stack in stacks.values()):
+        if checkpoint.low_rank:
+            raise TaskMoEError(
+                f"--lang-pairs {'+'.join(pairs)}: low-rank matrices fold for one pair, and several need the whole "
+                "model, of which no stack routes by task; separate the pairs with commas"
+            )
         raise TaskMoEError(
             f"--path {checkpoint.path}: no stack routes by task, so every pair needs the whole model; train with "
-            "source, target, pair or group routing"
+            "source, target, pair or group routing, or with --task-low-rank"
         )
-    return Plan(tuple(pairs), stacks)
+    source, target = _ids(checkpoint.langs, pairs[0])
+    return Plan(tuple(pairs), stacks, (source - 1, target - 1) if folds else None)
 
 
 def _check_pair(checkpoint: Checkpoint, pair: str) -> None:
@@ -161,6 +179,10 @@ def _check_pair(checkpoint: Checkpoint, pair: str) -> None:
                 f"{where} has no experts for it in the {stack}, which routes by {config.routing}; it was trained on "
                 f"{trained}"
             )
+    sides = zip(("source", "target"), split_pair(pair), zip(*map(split_pair, checkpoint.pairs)))
+    missing = next((f"{side} {lang}" for side, lang, known in sides if lang not in known), None)
+    if missing and checkpoint.low_rank:
+        raise TaskMoEError(f"{where} has no low-rank matrices for the {missing}; it was trained on {trained}")
 
 
 def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> StackPlan:

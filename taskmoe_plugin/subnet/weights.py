@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.moe.fold import PARTS, fold, pad, part_shapes
+from taskmoe_plugin.moe.low_rank import fold_low_rank
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan
 
-_OF_LAYERS = re.compile(r"(encoder|decoder)\.(layers\.\d+\.(moe|fc1|fc2)|tasks)\.")
+_OF_LAYERS = re.compile(r"(encoder|decoder)\.(layers\.\d+\.(moe|fc[12](?!\.low_rank))|tasks)\.")
+LOW_RANK = ".low_rank_source", ".low_rank_target"
 
 
 class Read(Protocol):
@@ -70,27 +72,42 @@ def read_weights(making: Mapping[str, Recipe], read: Read) -> dict[str, Tensor]:
     return {name: made[recipe] for name, recipe in making.items()}
 
 
-def reader(tensors: MappedTensors, rows: Mapping[str, Tensor], advance: Callable[[int], object]) -> Read:
-    """Reads copies of tensors from the disk.
+def reader(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor], advance: Callable[[int], object]) -> Read:
+    """Reads copies of tensors from the disk; weights with low-rank matrices of one pair folded into them.
 
     Args:
         tensors: the full model.
+        plan: what becomes of it.
         rows: for tensors of which only some rows are kept, their indices (int64).
         advance: told of the number of bytes that have been read.
     """
+    low_rank = {name for name in tensors.names() if name.endswith(LOW_RANK)} if plan.languages else set()
 
-    def read(name: str, expert: int | None = None) -> Tensor:
-        tensor = tensors.tensor(name, rows.get(name)) if expert is None else tensors.expert(name, expert)
+    def read_part(name: str, index: int) -> Tensor:
+        tensor = tensors.expert(name, index)
         advance(tensor.nbytes)
         return tensor
+
+    def read(name: str, expert: int | None = None) -> Tensor:
+        if expert is not None:
+            return read_part(name, expert)
+        tensor = tensors.tensor(name, rows.get(name))
+        advance(tensor.nbytes)
+        factors = [name.removesuffix(".weight") + part for part in LOW_RANK]
+        if plan.languages is None or low_rank.isdisjoint(factors):
+            return tensor
+        return fold_low_rank(tensor, *map(read_part, factors, plan.languages))
 
     return read
 
 
 def kept_bytes(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor]) -> int:
     """Bytes that are read for a subnet, those of the gates aside."""
-    shapes = [(tensors.mapped(name), len(rows[name]) if name in rows else None) for name in _shared_names(tensors)]
+    names = _shared_names(tensors, plan)
+    shapes = [(tensors.mapped(name), len(rows[name]) if name in rows else None) for name in names]
     total = sum(mapped[:kept].nbytes for mapped, kept in shapes)
+    if plan.languages is not None:
+        total += sum(tensors.mapped(name)[0].nbytes for name in tensors.names() if name.endswith(LOW_RANK))
     for stack in plan.stacks.values():
         for layer in range(stack.layers):
             total += _network_bytes(tensors, stack, layer)
@@ -117,8 +134,9 @@ def ffn_dims(tensors: MappedTensors, stack: StackPlan) -> list[int]:
     return dims
 
 
-def _shared_names(tensors: MappedTensors) -> list[str]:
-    return [name for name in tensors.names() if name not in tensors.tied and not _OF_LAYERS.match(name)]
+def _shared_names(tensors: MappedTensors, plan: Plan) -> list[str]:
+    names = [name for name in tensors.names() if name not in tensors.tied and not _OF_LAYERS.match(name)]
+    return [name for name in names if plan.languages is None or not name.endswith(LOW_RANK)]
 
 
 def _part_name(stack: StackPlan, layer: int, part: str) -> str:
@@ -134,7 +152,7 @@ def _is_gate(name: str) -> bool:
 def _recipes(
     tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor], widths: Mapping[str, int]
 ) -> Iterator[tuple[str, Recipe]]:
-    for name in _shared_names(tensors):
+    for name in _shared_names(tensors, plan):
         shape = tensors.mapped(name).shape
         kept = torch.Size((len(rows[name]), *shape[1:])) if name in rows else shape
         yield name, Recipe(kept, _reading(name))

@@ -53,6 +53,12 @@ def test_merged_experts(corpus: Corpus, device: torch.device, precision: str) ->
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("flags", [(), ("--encoder-moe-freq", 0, "--decoder-moe-freq", 0)], ids=["experts", "dense"])
+def test_low_rank_matrices(corpus: Corpus, device: torch.device, flags: tuple[Any, ...], precision: str) -> None:
+    check(corpus, device, precision, "--task-low-rank", 8, *flags)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("capacity", ["--moe-capacity-factor", "--moe-eval-capacity-factor"])
 def test_a_capacity(corpus: Corpus, device: torch.device, tmp_path: Path, capacity: str, precision: str) -> None:
     check(corpus, device, precision, *routing_flags("token", "token", tmp_path), capacity, 1)

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
 
-from taskmoe_plugin.moe import TaskGates
+from taskmoe_plugin.moe import CurrentLanguages, Languages, LowRankLinear, TaskGates
 from tests.gpu.layers import EXPERTS, TASKS, WIDTH, LayerOnDevice
 from tests.helpers.models import build_grouped, net_input, rows
 from tests.helpers.moe import BY_TASK, ROUTINGS
@@ -56,6 +57,15 @@ def test_gates_of_tasks_do_not_wait(device: torch.device, jitter: float) -> None
     gates().weights.sum().backward()
     with no_waiting(device):
         gates().weights.sum().backward()
+
+
+def test_a_low_rank_map_does_not_wait(device: torch.device) -> None:
+    current = CurrentLanguages()
+    made = LowRankLinear(nn.Linear(WIDTH, WIDTH), 3, 4, current, torch.Generator()).to(device)
+    x, ids = torch.randn(5, 2, WIDTH, device=device), torch.tensor([1, 3], device=device)
+    with no_waiting(device), current.set(Languages.of_rows(ids, ids, 3, torch.float32)):
+        made(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())
 
 
 def test_the_check_notices_what_waits(device: torch.device) -> None:

@@ -50,6 +50,12 @@ WRONG = [
     ({"moe_dense_training": True, "moe_task_gate": "static"}, "has all experts, which --moe-task-gate is not for"),
     ({"moe_route_scale": 0.0}, "--moe-route-scale 0: give a value above 0"),
     ({"moe_combine": "weights", "moe_top_k": 9}, "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8"),
+    ({"task_low_rank": -1}, "--task-low-rank -1: give 0 (none) or more, and less than the model's width, which is 16"),
+    (
+        {"task_low_rank": 16, "moe_top_k": 9, "encoder_xformers_att_config": "{}"},
+        "which is 8; also: --task-low-rank 16: give 0 (none) or more, and less than the model's width, which is 16; "
+        "also: --encoder-xformers-att-config: not supported with --task-low-rank",
+    ),
     ({"offload_activations": True}, "--offload-activations: not supported"),
     ({"quant_noise_pq": 0.1}, "--quant-noise-pq: not supported"),
     ({"encoder_moe_routing": "group"}, "--moe-task-groups: group routing needs this file"),

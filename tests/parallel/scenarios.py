@@ -119,6 +119,10 @@ DDP = {
     ),
     "spread-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}),
     "spread-dense-decoder": Scenario((FILLER, HALVES), {**TASK, "decoder_layers": 1}, CLIPPED),
+    "low-rank": Scenario((ONE_TASK, HALVES, FILLER), {**NO_EXPERTS, "task_low_rank": 3}, CLIPPED, spread=False),
+    "spread-low-rank": Scenario(
+        (ONE_TASK, HALVES, FILLER), {**STATIC, "task_low_rank": 3, "checkpoint_activations": True}, ADAM
+    ),
     "no-experts": Scenario((FILLER, HALVES), NO_EXPERTS, CLIPPED),
     "no-experts-replicated": Scenario((FILLER, HALVES), NO_EXPERTS, spread=False),
 }

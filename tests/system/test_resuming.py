@@ -34,7 +34,17 @@ def state(directory: Path) -> dict[str, Any]:
     [
         ("source", "target", "--moe-router-jitter", 0.1, "--moe-expert-dropout", 0.1),
         ("token", "sentence", "--moe-router-jitter", 0.1, "--moe-capacity-factor", 1.0),
-        ("pair", "pair", "--sampling-method", "temperature", "--sampling-temperature", 3, "--store-ema"),
+        (
+            "pair",
+            "pair",
+            "--sampling-method",
+            "temperature",
+            "--sampling-temperature",
+            3,
+            "--store-ema",
+            "--task-low-rank",
+            3,
+        ),
     ],
     ids=lambda flags: "/".join(flags[:2]),
 )
