@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from taskmoe_plugin.moe import CurrentLanguages, FeedForward, GateRecord, Languages, MoELayer, Routing, Tokens
 
-
 OF_A_BATCH = frozenset(("routing", "record", "_given", "_found"))
 
 
