@@ -16,7 +16,8 @@ from taskmoe_plugin.subnet import extract as extraction
 from taskmoe_plugin.subnet import weights
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, FairseqDecoder, build_model, build_task
 from tests.helpers.corpus import Corpus
-from tests.subnet.helpers import TOLERANCE, UNSHARED, extract, load, rewrite, write_model
+from tests.subnet.helpers import UNSHARED, extract, load, rewrite, write_model
+from tests.subnet.stock import TOLERANCE
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 PRE = ("--encoder-normalize-before", "--decoder-normalize-before")

@@ -67,7 +67,6 @@ def answers(
     numbers: Corpus,
     of_numbers: Callable[..., Path],
     learned_numbers: Path,
-    learned_post_norm: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, tuple[FairseqDecoder, dict[str, Any]]]:
     """By name of the model: the full one, and what transformers makes of its subnet."""
@@ -75,7 +74,7 @@ def answers(
     question, full = {}, {}
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(numbers.raw / "pieces.model"))
     models = {name: of_numbers(*flags) for name, flags in MODELS.items()}
-    models |= {"learned pre-norm": learned_numbers, "learned post-norm": learned_post_norm}
+    models["learned"] = learned_numbers
     for name, path in models.items():
         directory = tmp_path_factory.mktemp("huggingface")
         options = ("--format", "huggingface", "--sentencepiece-model", numbers.raw / "pieces.model")
@@ -105,7 +104,7 @@ def test_log_probabilities_are_those_of_the_full_model(
     assert max(map(max, expected)) - min(map(min, expected)) > 0.5
 
 
-@pytest.mark.parametrize("name", ["learned pre-norm", "learned post-norm"])
+@pytest.mark.parametrize("name", ["learned", "post-norm"])
 def test_greedy_translations_are_those_of_the_full_model(
     numbers: Corpus, answers: dict[str, tuple[FairseqDecoder, dict[str, Any]]], name: str
 ) -> None:
@@ -117,7 +116,7 @@ def test_greedy_translations_are_those_of_the_full_model(
     assert [row[0] for row in found] == ["__de__"] * len(found)
     # fairseq goes on where transformers stops after 40 tokens.
     assert [row[1:40] for row in found] == [row[:39] for row in expected]
-    assert len({tuple(row) for row in found}) > len(found) / 2
+    assert len({tuple(row) for row in found}) > len(found) / 4
 
 
 def test_the_class_is_the_one_that_normalises_where_the_model_does(answers: dict[str, Any]) -> None:
