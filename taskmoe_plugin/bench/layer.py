@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from taskmoe_plugin.bench.device import DTYPES
 from taskmoe_plugin.bench.report import Row, progress, table
 from taskmoe_plugin.bench.timing import Summary, make_clock, paired_ratios, time_in_turns
+from taskmoe_plugin.memory import keep_freed_memory
 from taskmoe_plugin.moe import (
     Experts,
     MoELayer,
@@ -39,6 +40,9 @@ def run(args: Namespace) -> list[Row]:
     """Time every requested combination; one row for each system, shape, dtype and pass."""
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
+    if args.device == "cpu":
+        # As the plugin's task does when training starts; the dense layer has it, too.
+        keep_freed_memory()
     rows: list[Row] = []
     for dtype in (DTYPES[precision] for precision in args.precisions):
         for experts in args.experts:

@@ -26,13 +26,24 @@ def dense_args(args: Namespace) -> list[str]:
 
 
 def moe_args(args: Namespace, routing: str, experts: int) -> list[str]:
-    """Flags of a ``taskmoe_transformer``; ``task`` routing is its default, source languages and target languages."""
-    routings = ("source", "target") if routing == "task" else (routing, routing)
+    """Flags of a ``taskmoe_transformer`` that does the work of the dense one.
+
+    Args:
+        args: as of ``dense_args``.
+        routing: ``task`` is the default, source languages and target languages; ``merged`` the same with experts that
+            are merged, each as wide as the K experts of a task together.
+        experts: E.
+    """
+    by_task = routing in ("task", "merged")
+    routings = ("source", "target") if by_task else (routing, routing)
+    k = ["--moe-top-k", str(args.top_k)]
+    if routing == "merged":
+        k = ["--moe-combine", "weights", "--moe-expert-ffn-dim", str(args.top_k * args.ffn_dim)]
     return [
         "--user-dir", str(Path(taskmoe_plugin.__file__).parent), "--task", "taskmoe_translation",
         "--arch", "taskmoe_transformer", "--criterion", "taskmoe_label_smoothed_cross_entropy",
         "--encoder-moe-routing", routings[0], "--decoder-moe-routing", routings[1], "--moe-freq", str(MOE_FREQ),
-        "--moe-expert-count", str(experts), "--moe-top-k", str(args.top_k), *_shape_args(args, args.ffn_dim),
+        "--moe-expert-count", str(experts), *k, *_shape_args(args, args.ffn_dim),
     ]  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def _add_train(parser: ArgumentParser) -> None:
     add("--experts", type=_positive, nargs="+", default=[8, 32], metavar="E", help="experts in each MoE layer")
     _add_device(parser)
     _add_precision(parser, "what all models are trained in, the dense one too: fairseq's --fp16 and --bf16")
-    _add_updates(parser, ("task", "sentence", "token"))
+    _add_updates(parser, ("task", "sentence", "token"), ("merged",))
 
 
 def _add_parallel(parser: ArgumentParser) -> None:
@@ -92,12 +92,11 @@ def _add_parallel(parser: ArgumentParser) -> None:
     _add_updates(parser, ("token", "task"))
 
 
-def _add_updates(parser: ArgumentParser, routings: tuple[str, ...]) -> None:
+def _add_updates(parser: ArgumentParser, routings: tuple[str, ...], more: tuple[str, ...] = ()) -> None:
     add = parser.add_argument
     _add_shape(parser)
-    add(
-        "--routings", nargs="+", default=list(routings), choices=routings, help="what the gates of both stacks route by"
-    )
+    add("--routings", nargs="+", default=list(routings), choices=routings + more,
+        help="what the gates of both stacks route by; merged: task routing with --moe-combine weights")  # fmt: skip
     add("--tasks", type=_positive, default=8, metavar="N", help="languages on the side that is not English")
     add("--tokens", type=_positive, default=4096, metavar="N", help="target tokens of an update")
     add("--length", type=_positive, default=32, metavar="N", help="tokens of a sentence")

@@ -33,6 +33,12 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-task-gate", choices=("learned", "static"),
         help="tasks begin with experts dealt in turn and even weights; "
         "static: they keep these (default: learned)")  # fmt: skip
+    add("--moe-combine", choices=("outputs", "weights"),
+        help="what of a task's experts is combined; weights: they are merged to one network of an expert's width, and "
+        "--moe-top-k is by default all of them (default: outputs)")  # fmt: skip
+    add("--moe-route-scale", type=float, metavar="S",
+        help="multiply the weights of experts by S; for experts that are 1/k of a dense network's width, "
+        "give k (default: 1)")  # fmt: skip
     add("--moe-capacity-factor", type=float, metavar="C",
         help="for token routing: in training an expert takes at most ceil(C·k·tokens/experts) tokens, "
         "0: dropless (default: 0)")  # fmt: skip
@@ -49,7 +55,8 @@ def set_moe_defaults(args: Namespace) -> None:
     defaults = {
         "moe_freq": 2,
         "moe_expert_count": 8,
-        "moe_top_k": 2,
+        "moe_combine": "outputs",
+        "moe_route_scale": 1.0,
         "moe_expert_ffn_dim": None,
         "encoder_moe_routing": "source",
         "decoder_moe_routing": "target",
@@ -66,6 +73,8 @@ def set_moe_defaults(args: Namespace) -> None:
     for stack in STACKS:
         name = f"{stack}_moe_freq"
         setattr(args, name, getattr(args, name, args.moe_freq))
+    merged = args.moe_combine == "weights"
+    args.moe_top_k = getattr(args, "moe_top_k", args.moe_expert_count if merged else 2)
 
 
 def remember_languages(args: Namespace, langs: Sequence[str], pairs: Sequence[str]) -> None:
@@ -133,7 +142,8 @@ def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
 
 def check_args(args: Namespace) -> None:
     """Raise one ``UsageError`` with all that is wrong with the flags of a model."""
-    raise_all([*_problems_of_sizes(args), *_problems_of_routing(args), *_problems_with_fairseq(args)])
+    problems = _problems_of_sizes, _problems_of_routing, _problems_of_combining, _problems_with_fairseq
+    raise_all([line for find in problems for line in find(args)])
 
 
 def _problems_of_sizes(args: Namespace) -> Iterator[str]:
@@ -165,6 +175,32 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
         yield f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1"
     if args.moe_expert_dropout is not None and not 0 <= args.moe_expert_dropout < 1:
         yield f"--moe-expert-dropout {args.moe_expert_dropout}: give a value from 0 up to 1"
+
+
+def _problems_of_combining(args: Namespace) -> Iterator[str]:
+    if not 0 < args.moe_route_scale < math.inf:
+        yield f"--moe-route-scale {args.moe_route_scale:g}: give a value above 0"
+    if args.moe_combine != "weights":
+        return
+    for stack in STACKS:
+        routing = getattr(args, f"{stack}_moe_routing")
+        if getattr(args, f"{stack}_moe_freq") and routing not in TASK_ROUTINGS:
+            yield (
+                f"--moe-combine weights: merges the experts of a task, and --{stack}-moe-routing {routing} has none; "
+                "choose source, target, pair or group"
+            )
+    if args.moe_expert_parallel:
+        yield (
+            "--moe-combine weights: every process needs all experts to merge them, so leave out --moe-expert-parallel; "
+            "merged experts cost no exchange of tokens"
+        )
+    for flag, default in (("task_gate", "learned"), ("router_jitter", 0), ("route_scale", 1)):
+        value = getattr(args, f"moe_{flag}")
+        if value != default:
+            yield (
+                f"--moe-{flag.replace('_', '-')} {value}: is for experts whose outputs are combined; leave it out with "
+                "--moe-combine weights"
+            )
 
 
 def _problems_with_fairseq(args: Namespace) -> Iterator[str]:

@@ -43,7 +43,7 @@ class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, no_encoder_attn: bool = False) -> None:
         self.prepare(cfg, "decoder")
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
-        self.tasks = self.moe_config.build_tasks()
+        self.build_tasks()
         self.restricted = self.moe_config.build_restricted()
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:

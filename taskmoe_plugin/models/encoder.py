@@ -22,7 +22,7 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False) -> None:
         self.prepare(cfg, "encoder")
         super().__init__(cfg, dictionary, embed_tokens, return_fc)
-        self.tasks = self.moe_config.build_tasks()
+        self.build_tasks()
         self.restricted = self.moe_config.build_restricted()
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:

@@ -61,6 +61,16 @@ class RoutedStack:
         index, self._built = self._built, self._built + 1
         return index
 
+    def build_tasks(self) -> None:
+        """After fairseq's ``__init__``: build the gates of tasks."""
+        self.tasks = self.moe_config.build_tasks()
+        if self.tasks is not None and self.moe_config.merge:
+            # Experts are independent at first, so that the variance of their weighted sum is Σ p² of that of one.
+            with torch.no_grad():
+                powers = self.tasks.gates().weights.square().sum(dim=-1).mean(dim=-1)
+            for layer, power in zip(self.moe_layers, powers):
+                layer.experts.scale_(power**-0.5)
+
     @property
     def moe_layers(self) -> list[MoELayer]:
         """The MoE layers, in order."""
@@ -76,8 +86,8 @@ class RoutedStack:
     ) -> StackRouting:
         """Route a batch.
 
-        In evaluation, where all tokens share a task, its experts are folded to one network for each layer, which costs
-        what it costs in a dense model.
+        In evaluation, where all tokens share a task, its experts are made one network for each layer, which costs what
+        it costs in a dense model.
 
         Args:
             padding: (B, T) bool, True at padding.
@@ -100,11 +110,12 @@ class RoutedStack:
         task = batch.only_task
         if self.training or task is None or self.moe_config.group is not None:
             return StackRouting(batch.routings(), batch.records())
-        weights = batch.gates.weights[:, task]
-        networks = [
-            layer.experts.fold(experts[task], weights[index])
-            for index, (layer, experts) in enumerate(zip(self.moe_layers, batch.experts))
-        ]
+        experts = [layer.experts for layer in self.moe_layers]
+        if batch.merge:
+            networks = [own.merge(weights) for own, weights in zip(experts, batch.gates.shares[:, task])]
+        else:
+            weights = batch.gates.weights[:, task]
+            networks = [own.fold(batch.experts[i][task], weights[i]) for i, own in enumerate(experts)]
         return StackRouting(networks, batch.records())
 
     @contextmanager

@@ -21,6 +21,7 @@ from taskmoe_plugin.models.task_table import TASK_ROUTINGS, TaskTable
 from taskmoe_plugin.moe import (
     Experts,
     FixedTaskGates,
+    MergingTaskGates,
     MoELayer,
     SentenceRouter,
     StaticTaskGates,
@@ -46,6 +47,8 @@ class StackConfig:
         freq: every freq-th layer is an MoE layer; 0: none.
         layers: the number of layers, dense ones included.
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
+        merge: whether a task's experts are merged to one network.
+        route_scale: all weights of experts are multiplied by it.
         langs: all languages, in the order of their ids.
         table: the tasks; None where no layer routes by task.
         shape: what is left of the stack; None for a model that has all its experts.
@@ -63,6 +66,8 @@ class StackConfig:
     activation: str
     expert_dropout: float
     static: bool
+    merge: bool
+    route_scale: float
     jitter: float
     capacity_factor: float
     eval_capacity_factor: float
@@ -97,6 +102,8 @@ class StackConfig:
             activation=args.activation_fn,
             expert_dropout=expert_dropout,
             static=by_task and args.moe_task_gate == "static",
+            merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
+            route_scale=getattr(args, "moe_route_scale", 1.0),
             jitter=args.moe_router_jitter,
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
@@ -141,11 +148,14 @@ class StackConfig:
         count, group = self.expert_count(index), self.group
         router: SentenceRouter | TokenRouter | None = None
         if self.table is None:
-            gate = self.width, count, self.top_k, self.jitter
+            gate = self.width, count, self.top_k, self.jitter, self.route_scale
             router = SentenceRouter(*gate) if self.routing == "sentence" else TokenRouter(*gate, self._allowed(index))
         activation = utils.get_activation_fn(self.activation)
         held = None if group is None else group.held(count)
-        experts = Experts(count, self.width, self.ffn_dim, activation, self.expert_dropout, held)
+        # The outputs of K experts that are independent at first, times scale / K each, have scale / √K of the size of
+        # one. With scale = K that would be √K: divided by √scale, it is that of a dense network.
+        gain = self.route_scale**-0.5
+        experts = Experts(count, self.width, self.ffn_dim, activation, self.expert_dropout, held, gain)
         dispatcher = None
         if group is not None:
             mark_as_spread(experts, group.size)
@@ -165,21 +175,23 @@ class StackConfig:
         """Tells the languages that are restricted; None if none is."""
         return None if self.restriction is None else RestrictedRows(self.restriction.table(self.langs))
 
-    def build_gates(self) -> TaskGates | FixedTaskGates:
+    def build_gates(self) -> TaskGates | MergingTaskGates | FixedTaskGates:
         """Freshly initialised gates of tasks; those of a subnet get their table from the checkpoint."""
         assert self.table is not None
         layers, tasks = len(self.moe_layers), len(self.table.names)
         if self.shape is not None and self.shape.experts:
             return FixedTaskGates(layers, tasks, self.experts, self.top_k)
+        if self.merge:
+            return MergingTaskGates(layers, tasks, self.experts, self.top_k)
         if self.static:
-            return StaticTaskGates(layers, tasks, self.experts, self.top_k)
+            return StaticTaskGates(layers, tasks, self.experts, self.top_k, self.route_scale)
         # Noise of its own for each stack.
         seed = int(self.stack == "decoder")
-        return TaskGates(layers, tasks, self.width, self.experts, self.top_k, self.jitter, seed)
+        return TaskGates(layers, tasks, self.width, self.experts, self.top_k, self.jitter, seed, self.route_scale)
 
     def build_tasks(self) -> TaskRouter | None:
         """The tasks of the stack with freshly initialised gates; None if it does not route by task."""
         if self.table is None:
             return None
         counts = [self.expert_count(index) for index in self.moe_layers]
-        return TaskRouter(self.table, self.build_gates(), counts, self.group)
+        return TaskRouter(self.table, self.build_gates(), counts, self.group, self.merge)

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from taskmoe_plugin.models.task_table import TaskTable
-from taskmoe_plugin.moe import FixedTaskGates, GateRecord, Gates, Routing, TaskGates, Tokens, routings_of_units
+from taskmoe_plugin.moe import (
+    FixedTaskGates,
+    GateRecord,
+    Gates,
+    MergingTaskGates,
+    Routing,
+    TaskGates,
+    Tokens,
+    merged_routings,
+    routings_of_units,
+)
 from taskmoe_plugin.parallel.group import ExpertGroup
 
 
@@ -27,6 +37,7 @@ class TaskBatch:
         task_tokens: (W, U), the tokens of each task on each of W processes, on the host.
         rank: this process among them.
         expert_counts: the number of experts of each layer.
+        merge: whether the experts of a task are merged to one network.
     """
 
     padding: Tensor
@@ -37,12 +48,16 @@ class TaskBatch:
     task_tokens: Sequence[Sequence[int]]
     rank: int
     expert_counts: Sequence[int]
+    merge: bool = False
 
     @property
     def only_task(self) -> int | None:
         """The task of all tokens of this process, if they share one."""
-        present = [task for task, tokens in enumerate(self.task_tokens[self.rank]) if tokens]
-        return present[0] if len(present) == 1 else None
+        return self._present[0] if len(self._present) == 1 else None
+
+    @property
+    def _present(self) -> list[int]:
+        return [task for task, tokens in enumerate(self.task_tokens[self.rank]) if tokens]
 
     def records(self) -> list[GateRecord]:
         """What losses and statistics need of each layer; no layer has to run for it."""
@@ -50,8 +65,16 @@ class TaskBatch:
 
     def routings(self) -> list[Routing]:
         """What each layer does with the batch."""
-        tokens = Tokens.from_padding(self.padding, sum(self.task_tokens[self.rank]))
+        own = self.task_tokens[self.rank]
+        tokens = Tokens.from_padding(self.padding, sum(own))
         unit = self.task.index_select(0, tokens.row)
+        if self.merge:
+            present = self._present
+            units = unit.new_tensor(present)
+            place = torch.zeros(len(own), dtype=unit.dtype, device=unit.device)
+            place = place.index_copy(0, units, torch.arange(len(present), device=unit.device))
+            network = place.index_select(0, unit)
+            return merged_routings(self.gates, units, network, tokens, self.share, [own[task] for task in present])
         return routings_of_units(self.gates, unit, tokens, self.share, self._counts, by_task=True)
 
     @cached_property
@@ -79,6 +102,7 @@ class TaskRouter(nn.Module):
         gates: of all layers.
         expert_counts: the number of experts of each layer.
         group: the processes over which the experts are spread; None: all are in this process.
+        merge: whether the experts of a task are merged to one network, rather than their outputs combined.
     """
 
     lookup: Tensor
@@ -87,15 +111,17 @@ class TaskRouter(nn.Module):
     def __init__(
         self,
         table: TaskTable,
-        gates: TaskGates | FixedTaskGates,
+        gates: TaskGates | MergingTaskGates | FixedTaskGates,
         expert_counts: Sequence[int],
         group: ExpertGroup | None = None,
+        merge: bool = False,
     ) -> None:
         super().__init__()
         self.table = table
         self.gates = gates
         self.expert_counts = tuple(expert_counts)
         self.group = group
+        self.merge = merge
         self.register_buffer("lookup", table.lookup, persistent=False)
         # Shares rather than counts: averaging checkpoints averages buffers too, and half precision rounds them.
         self.register_buffer("share", torch.full((len(table.names),), 1.0 / len(table.names)))
@@ -141,6 +167,7 @@ class TaskRouter(nn.Module):
             task_tokens=[counts[:-1] for counts in task_tokens],
             rank=rank,
             expert_counts=self.expert_counts,
+            merge=self.merge,
         )
 
 

@@ -20,6 +20,7 @@ from taskmoe_plugin.moe.gates import (
     FixedTaskGates,
     Gates,
     LinearGate,
+    MergingTaskGates,
     StaticTaskGates,
     TaskGates,
     deal,
@@ -29,7 +30,14 @@ from taskmoe_plugin.moe.gates import (
 from taskmoe_plugin.moe.layer import MoELayer
 from taskmoe_plugin.moe.losses import balance_loss, expert_load, experts_in_use, gate_entropy, z_loss
 from taskmoe_plugin.moe.products import grouped_linear
-from taskmoe_plugin.moe.routing import GateRecord, Routing, SentenceRouter, TokenRouter, routings_of_units
+from taskmoe_plugin.moe.routing import (
+    GateRecord,
+    Routing,
+    SentenceRouter,
+    TokenRouter,
+    merged_routings,
+    routings_of_units,
+)
 from taskmoe_plugin.moe.tokens import Tokens
 from taskmoe_plugin.moe.usage import Usage, count_usage, counted_usage
 
@@ -44,6 +52,7 @@ __all__ = [
     "Gates",
     "LinearGate",
     "LocalDispatcher",
+    "MergingTaskGates",
     "MoELayer",
     "Routing",
     "SentenceRouter",
@@ -63,6 +72,7 @@ __all__ = [
     "full_precision",
     "gate_entropy",
     "grouped_linear",
+    "merged_routings",
     "routings_of_units",
     "sort_assignments",
     "top_k_gates",

@@ -224,6 +224,8 @@ class _Combine(torch.autograd.Function):
         token = order // weights.size(1)
         # One row for each assignment, in sorted order.
         each = grad.index_select(0, token if index is None else index.index_select(0, token))
-        by_assignment = torch.bmm(each.unsqueeze(1), y.unsqueeze(2)).flatten()
-        grad_weights = by_assignment.index_select(0, place.flatten()).view_as(weights)
+        grad_weights = None
+        if ctx.needs_input_grad[1]:
+            by_assignment = torch.bmm(each.unsqueeze(1), y.unsqueeze(2)).flatten()
+            grad_weights = by_assignment.index_select(0, place.flatten()).view_as(weights)
         return each * weights.flatten().index_select(0, order).unsqueeze(1), grad_weights, None, None, None, None

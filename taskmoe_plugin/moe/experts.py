@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskmoe_plugin.moe.fold import PARTS, fold
+from taskmoe_plugin.moe.fold import PARTS, fold, merge
+from taskmoe_plugin.moe.gates import full_precision
 from taskmoe_plugin.moe.products import grouped_linear
 
 Activation = Callable[[Tensor], Tensor]
@@ -53,6 +54,7 @@ class Experts(nn.Module):
         dropout: after the activation, in training.
         held: which of the E experts this process has; all by default. The others' initial values are drawn too, so that
             all processes have drawn the same numbers afterwards.
+        gain: the initial values of ``fc2`` are multiplied by it.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Experts(nn.Module):
         activation: Activation,
         dropout: float = 0.0,
         held: range | None = None,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         held = range(count) if held is None else held
@@ -77,6 +80,9 @@ class Experts(nn.Module):
             fc1, fc2 = nn.Linear(width, ffn_width), nn.Linear(ffn_width, width)
             if expert in held:
                 self._set(expert - held.start, fc1, fc2)
+        with torch.no_grad():
+            self.fc2_weight.mul_(gain)
+            self.fc2_bias.mul_(gain)
 
     @torch.no_grad()
     def _set(self, index: int, fc1: nn.Linear, fc2: nn.Linear) -> None:
@@ -88,17 +94,37 @@ class Experts(nn.Module):
         """The number of experts in this process."""
         return self.fc1_bias.size(0)
 
-    def forward(self, x: Tensor, ends: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, ends: Tensor, counts: Sequence[int] | None = None, merging: Tensor | None = None
+    ) -> Tensor:
         """Map (A, C) to (A, C).
 
         Args:
-            x: the inputs of expert 0, then those of expert 1, and so on.
-            ends: (E,) int32, where the inputs of each expert end; the last end is A.
-            counts: the number of inputs of each expert, where the host knows it.
+            x: the inputs of network 0, then those of network 1, and so on.
+            ends: (P,) int32, where the inputs of each network end; the last end is A.
+            counts: the number of inputs of each network, where the host knows it.
+            merging: (P, E) fp32, the weights with which the experts are merged to P networks; None: they are the
+                networks.
         """
-        hidden = self._activate(grouped_linear(x, self.fc1_weight, self.fc1_bias, ends, counts))
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias = self._parts(merging)
+        hidden = self._activate(grouped_linear(x, fc1_weight, fc1_bias, ends, counts))
         hidden = F.dropout(hidden, self.dropout, self.training)
-        return grouped_linear(hidden, self.fc2_weight, self.fc2_bias, ends, counts)
+        return grouped_linear(hidden, fc2_weight, fc2_bias, ends, counts)
+
+    def _parts(self, merging: Tensor | None) -> list[Tensor]:
+        """The parts of all networks, each (P, …), in the order of ``PARTS``."""
+        stacked: list[Tensor] = [getattr(self, part.replace(".", "_")) for part in PARTS]
+        if merging is None:
+            return stacked
+        with full_precision(merging.device):
+            weights = merging.to(self.fc1_weight.dtype)
+            return [merge(part, weights) for part in stacked]
+
+    @torch.no_grad()
+    def scale_(self, factor: float | Tensor) -> None:
+        """Multiply all parameters by a factor."""
+        for parameter in self.parameters():
+            parameter.mul_(factor)
 
     def _activate(self, hidden: Tensor) -> Tensor:
         # The largest tensor of the layer: nobody else needs it, so the commonest activation writes over it.
@@ -115,4 +141,14 @@ class Experts(nn.Module):
         for part in PARTS:
             stacked: Tensor = getattr(self, part.replace(".", "_"))
             parts[part.replace(".", "_")] = fold(part, [stacked[each] for each in experts], weights).to(stacked.dtype)
+        return FeedForward(**parts, activation=self.activation)
+
+    def merge(self, weights: Tensor) -> FeedForward:
+        """The one network whose parameters are Σ_e weight_e · parameter_e, without dropout.
+
+        Args:
+            weights: (E,) fp32, of all experts.
+        """
+        names = [part.replace(".", "_") for part in PARTS]
+        parts = {name: part[0] for name, part in zip(names, self._parts(weights.unsqueeze(0)))}
         return FeedForward(**parts, activation=self.activation)

@@ -1,8 +1,15 @@
-"""Folding: the experts of a task merged into one feed-forward network ``fc2(activation(fc1(x)))``.
+"""One feed-forward network ``fc2(activation(fc1(x)))`` of the experts of a task.
 
-The activation works on each hidden unit alone, so the experts stand side by side, and Σ_e weight_e · expert_e(x) is one
-network: rows of fc1 concatenated, columns of fc2 scaled by the gate weight and concatenated, fc2's bias
-Σ_e weight_e · bias_e; exact up to rounding. Each of the four parts is made without the others.
+Folding gives the network that has the weighted sum of their outputs, merging the one that has that of their weights.
+
+Folding: the activation works on each hidden unit alone, so the experts stand side by side, and Σ_e weight_e ·
+expert_e(x) is one network: rows of fc1 concatenated, columns of fc2 scaled by the gate weight and concatenated, fc2's
+bias Σ_e weight_e · bias_e; exact up to rounding.
+
+Merging (SMEAR, Muqeeth et al. 2023, section 2.2; CondConv, Yang et al. 2019, section 3): every parameter is
+Σ_e weight_e · parameter_e, and the network is as wide as one expert.
+
+Each of the four parts is made without the others.
 """
 
 from __future__ import annotations
@@ -36,6 +43,16 @@ def fold(part: str, experts: Sequence[Tensor], weights: Sequence[float] | Tensor
         return torch.cat(list(experts))
     scaled = [expert.to(torch.promote_types(expert.dtype, torch.float32)) * w for expert, w in zip(experts, weights)]
     return torch.cat(scaled, dim=1) if part == "fc2.weight" else torch.stack(scaled).sum(dim=0)
+
+
+def merge(stacked: Tensor, weights: Tensor) -> Tensor:
+    """(P, …): for each of P networks the weighted sum of a part of the experts.
+
+    Args:
+        stacked: (E, …), this part of all experts.
+        weights: (P, E), the weights of each network, in the same type.
+    """
+    return (weights @ stacked.flatten(1)).view(weights.size(0), *stacked.shape[1:])
 
 
 def pad(part: str, tensor: Tensor, width: int) -> Tensor:

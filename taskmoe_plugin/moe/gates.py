@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,11 @@ class Gates:
     experts: Tensor
     weights: Tensor
 
+    @property
+    def shares(self) -> Tensor:
+        """(…, U, E) fp32, the weights of all experts, 0 for those that are not chosen."""
+        return torch.zeros_like(self.probs).scatter(-1, self.experts, self.weights)
+
     def layers(self) -> list[Gates]:
         """The gates of each of L layers, where all four tensors have L as their first dimension."""
         parts = zip(self.probs.unbind(0), self.experts.unbind(0), self.weights.unbind(0))
@@ -46,7 +51,7 @@ class Gates:
         return [Gates(each, *rest) for each, rest in zip(logits, parts)]
 
 
-def top_k_gates(logits: Tensor, k: int) -> Gates:
+def top_k_gates(logits: Tensor, k: int, scale: float = 1.0) -> Gates:
     """Choose the k best experts of each unit.
 
     For k > 1 the softmax probabilities of the chosen experts are renormalised to sum to 1 (GShard, algorithm 1).
@@ -56,12 +61,13 @@ def top_k_gates(logits: Tensor, k: int) -> Gates:
     Args:
         logits: (…, U, E) fp32.
         k: experts per unit, 1 <= k <= E.
+        scale: all weights are multiplied by it (the route scale of DeepSeek-V2, section 2.1.2, and torchtitan).
     """
     probs = logits.softmax(dim=-1)
     weights, experts = probs.topk(k, dim=-1)
     if k > 1:
         weights = weights / weights.sum(dim=-1, keepdim=True)
-    return Gates(logits, probs, experts, weights)
+    return Gates(logits, probs, experts, weights if scale == 1 else weights * scale)
 
 
 def check_top_k(experts: int, top_k: int) -> None:
@@ -137,17 +143,27 @@ class TaskGates(nn.Module):
         jitter: in training the embeddings are multiplied by uniform noise from [1 - jitter, 1 + jitter]. It depends on
             nothing but the number of updates and ``seed``: all processes have the same, and count the same assignments.
         seed: tells the noise of one stack from that of another.
+        scale: all weights are multiplied by it.
     """
 
     HEAD_START = 2.0
     head_start: Tensor
 
     def __init__(
-        self, layers: int, tasks: int, width: int, experts: int, top_k: int, jitter: float = 0.0, seed: int = 0
+        self,
+        layers: int,
+        tasks: int,
+        width: int,
+        experts: int,
+        top_k: int,
+        jitter: float = 0.0,
+        seed: int = 0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.top_k = top_k
+        self.scale = scale
         self.jitter = jitter
         self.seed = seed
         self.num_updates = 0
@@ -167,7 +183,7 @@ class TaskGates(nn.Module):
             if self.training and self.jitter > 0:
                 embedding = embedding * self._noise(embedding)
             logits = embedding @ weight.transpose(1, 2) / embedding.size(-1) + self.head_start.float()
-            gates = top_k_gates(logits, self.top_k)
+            gates = top_k_gates(logits, self.top_k, self.scale)
             if self.top_k > 1:
                 return gates
             first = 1 / (1 + (logits.size(-1) - 1) * math.exp(-self.HEAD_START))
@@ -176,6 +192,36 @@ class TaskGates(nn.Module):
     def _noise(self, like: Tensor) -> Tensor:
         generator = torch.Generator(like.device).manual_seed(2 * self.num_updates + self.seed)
         return torch.empty_like(like).uniform_(1 - self.jitter, 1 + self.jitter, generator=generator)
+
+
+class MergingTaskGates(nn.Module):
+    """Each task has weights with which the experts of each layer are merged to its network: a table of logits.
+
+    Every task's tokens reach every chosen expert, so the gate learns from all of them and may move fast: its logits are
+    ``LOGIT_SCALE`` times the parameters, which Adam moves by about the learning rate. They begin as draws from N(0, 1):
+    tasks with even weights would all have one network, and all experts one gradient.
+
+    Args:
+        layers: L.
+        tasks: U.
+        experts: E.
+        top_k: K, how many experts are merged; their weights are renormalised to sum to 1.
+    """
+
+    LOGIT_SCALE = 3.0
+
+    def __init__(self, layers: int, tasks: int, experts: int, top_k: int) -> None:
+        super().__init__()
+        check_top_k(experts, top_k)
+        self.top_k = top_k
+        self.table = nn.Parameter(torch.randn(layers, tasks, experts) / self.LOGIT_SCALE)
+
+    def forward(self) -> Gates:
+        """The gates of all tasks in all layers, (L, U, …)."""
+        with full_precision(self.table.device):
+            gates = top_k_gates(self.LOGIT_SCALE * self.table.float(), self.top_k)
+            # Of one expert the weight is 1: it is a network of its own.
+            return gates if self.top_k > 1 else replace(gates, weights=torch.ones_like(gates.weights))
 
 
 class FixedTaskGates(nn.Module):
@@ -206,9 +252,14 @@ class FixedTaskGates(nn.Module):
 
 
 class StaticTaskGates(FixedTaskGates):
-    """Each task has the experts that are dealt to it, with equal weights: the Static MoE of TaskMoE, section 5.1."""
+    """Each task has the experts that are dealt to it, with equal weights: the Static MoE of TaskMoE, section 5.1.
 
-    def __init__(self, layers: int, tasks: int, experts: int, top_k: int) -> None:
+    Args:
+        layers, tasks, experts, top_k: as of ``FixedTaskGates``.
+        scale: all weights are multiplied by it.
+    """
+
+    def __init__(self, layers: int, tasks: int, experts: int, top_k: int, scale: float = 1.0) -> None:
         super().__init__(layers, tasks, experts, top_k)
         self.experts.copy_(deal(tasks, experts, top_k))
-        self.weights.fill_(1 / top_k)
+        self.weights.fill_(scale / top_k)

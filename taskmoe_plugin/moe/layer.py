@@ -13,6 +13,8 @@ from taskmoe_plugin.moe.tokens import Tokens
 class MoELayer(nn.Module):
     """Replaces the feed-forward network of a Transformer layer: y = Σ_e weight_e · expert_e(x) (TaskMoE, section 2).
 
+    Where the routing merges the experts, y is that of the one network whose parameters are Σ_e weight_e · parameter_e.
+
     Args:
         num_experts: E.
         experts: those of this process.
@@ -56,6 +58,7 @@ class MoELayer(nn.Module):
         else:
             routed = routing
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
-        rows, dispatched = self.dispatcher.dispatch(flat, routed, self.num_experts, factor)
-        outputs = self.experts(rows, dispatched.ends, dispatched.counts)
+        networks = self.num_experts if routed.merging is None else routed.merging.size(0)
+        rows, dispatched = self.dispatcher.dispatch(flat, routed, networks, factor)
+        outputs = self.experts(rows, dispatched.ends, dispatched.counts, routed.merging)
         return self.dispatcher.combine(outputs, dispatched).view_as(x), dispatched.routing

@@ -39,16 +39,18 @@ class Routing(GateRecord):
 
     Attributes:
         tokens: the tokens of the batch.
-        experts: (N, K) int64, the experts of each token.
+        experts: (N, K) int64, the experts of each token; where experts are merged, (N, 1), its network.
         weights: (N, K) fp32, their weights.
         counts: (W, E), the number of assignments that each of W processes has for each expert, where the host knows it;
             W is 1 where all experts are in one process.
+        merging: (P, E) fp32, the weights with which the experts are merged to P networks; None: they are not.
     """
 
     tokens: Tokens
     experts: Tensor
     weights: Tensor
     counts: Sequence[Sequence[int]] | None = None
+    merging: Tensor | None = None
 
 
 def routings_of_units(
@@ -88,11 +90,47 @@ def routings_of_units(
     ]
 
 
+def merged_routings(
+    gates: Gates,
+    units: Tensor,
+    network: Tensor,
+    tokens: Tokens,
+    share: Tensor,
+    counts: Sequence[int] | None = None,
+) -> list[Routing]:
+    """The routings of L layers in which the experts are merged to one network for each task of the batch.
+
+    Args:
+        gates: gates of all U tasks in L layers, (L, U, …).
+        units: (P,) int64, the tasks of the batch, whose networks are 0 to P - 1.
+        network: (N,) int64, the network of each token.
+        tokens: the tokens of the batch.
+        share: (U,) fp32 summing to 1, the share of tokens that each task stands for.
+        counts: (P,), the number of tokens of each network, where the host knows it.
+    """
+    merging = gates.shares.index_select(1, units).unbind(0)
+    experts, weights = network.unsqueeze(1), torch.ones(network.size(0), 1, device=network.device)
+    return [
+        Routing(
+            gates=each,
+            share=share,
+            by_task=True,
+            tokens=tokens,
+            experts=experts,
+            weights=weights,
+            counts=None if counts is None else [counts],
+            merging=merging[layer],
+        )
+        for layer, each in enumerate(gates.layers())
+    ]
+
+
 class _LinearRouter(nn.Module):
-    def __init__(self, width: int, experts: int, top_k: int, jitter: float = 0.0) -> None:
+    def __init__(self, width: int, experts: int, top_k: int, jitter: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.top_k = top_k
+        self.scale = scale
         self.gate = LinearGate(width, experts, jitter)
 
 
@@ -104,15 +142,22 @@ class TokenRouter(_LinearRouter):
         experts: E.
         top_k: K.
         jitter: see ``LinearGate``.
+        scale: all weights are multiplied by it.
         allowed: (U, E) bool, the experts that the tokens of each task may choose, at least K for each; None: all.
     """
 
     allowed: Tensor | None
 
     def __init__(
-        self, width: int, experts: int, top_k: int, jitter: float = 0.0, allowed: Tensor | None = None
+        self,
+        width: int,
+        experts: int,
+        top_k: int,
+        jitter: float = 0.0,
+        scale: float = 1.0,
+        allowed: Tensor | None = None,
     ) -> None:
-        super().__init__(width, experts, top_k, jitter)
+        super().__init__(width, experts, top_k, jitter, scale)
         self.register_buffer("allowed", allowed, persistent=False)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
@@ -122,7 +167,7 @@ class TokenRouter(_LinearRouter):
             assert tokens.task is not None
             allowed = self.allowed.index_select(0, tokens.task.index_select(0, tokens.row))
             logits = logits.masked_fill(allowed.logical_not(), -math.inf)
-        gates = top_k_gates(logits, self.top_k)
+        gates = top_k_gates(logits, self.top_k, self.scale)
         count = tokens.row.numel()
         share = torch.full((count,), 1.0 / max(count, 1), device=x.device)
         return Routing(gates=gates, share=share, tokens=tokens, experts=gates.experts, weights=gates.weights)
@@ -132,7 +177,7 @@ class SentenceRouter(_LinearRouter):
     """Each sentence chooses its experts by the mean of its tokens (TaskMoE, section 3.1).
 
     Args:
-        width, experts, top_k, jitter: as of ``TokenRouter``.
+        width, experts, top_k, jitter, scale: as of ``TokenRouter``.
     """
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
@@ -144,6 +189,6 @@ class SentenceRouter(_LinearRouter):
         if sentence is None:
             kept = tokens.take(x).float()
             sentence = kept.new_zeros(rows, x.size(1)).index_add(0, row, kept) / count.clamp(min=1).unsqueeze(1)
-        gates = top_k_gates(self.gate(sentence).unsqueeze(0), self.top_k)
+        gates = top_k_gates(self.gate(sentence).unsqueeze(0), self.top_k, self.scale)
         (routing,) = routings_of_units(gates, row, tokens, count / max(row.numel(), 1))
         return routing

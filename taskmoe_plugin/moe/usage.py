@@ -103,4 +103,8 @@ class _Count:
         routing = output[1]
         tasks, num_experts, _ = self.total.shape
         task = self.task[routing.tokens.row]
-        self.total.add_(count_usage(routing.experts, routing.weights.detach(), task, tasks, num_experts))
+        experts, weights = routing.experts, routing.weights
+        if routing.merging is not None:
+            each = routing.merging.index_select(0, experts.flatten())
+            weights, experts = each.topk(routing.gates.experts.size(-1), dim=-1)
+        self.total.add_(count_usage(experts, weights.detach(), task, tasks, num_experts))

@@ -12,7 +12,7 @@ from taskmoe_plugin.subnet.weights import ffn_dims
 
 # What a folded subnet has none of, or has in another width.
 _FEED_FORWARD = re.compile(
-    r"(encoder|decoder)\.(tasks\.gates\.(embedding|weight)|layers\.\d+\.(moe\..+|fc[12]\.(weight|bias)))"
+    r"(encoder|decoder)\.(tasks\.gates\.(embedding|weight|table)|layers\.\d+\.(moe\..+|fc[12]\.(weight|bias)))"
 )
 
 

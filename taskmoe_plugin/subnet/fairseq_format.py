@@ -54,6 +54,10 @@ def plugin_args(args: Namespace, plan: Plan, dims: Mapping[str, list[int]]) -> N
     args.user_dir = None
     args.base_layers = 0
     args.moe_task_gate = "learned"
+    if any(stack.config.merge for stack in plan.stacks.values()):
+        # What is left has a network for each task, which nothing has to merge any more.
+        args.moe_combine, args.moe_top_k = "outputs", 1
+        args.moe_expert_count = max(len(stack.tasks) for stack in plan.stacks.values())
     shapes = {}
     for name, stack in plan.stacks.items():
         shapes[name] = stack.shape(dims[name])

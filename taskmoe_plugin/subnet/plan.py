@@ -34,7 +34,7 @@ class Fate(Enum):
 
     DENSE = "dense"  # it has no MoE layer
     FOLDED = "folded"  # the experts of the one task become one feed-forward network
-    ROUTED = "routed"  # the experts of several tasks are kept, and which task uses which
+    ROUTED = "routed"  # the experts of several tasks are kept, and which task uses which; if merged, one for each task
     WHOLE = "whole"  # it routes by sentence or token, and keeps all experts
     PRUNED = "pruned"  # it routes by token among some experts of each language, and keeps those of the pairs
 
@@ -64,12 +64,14 @@ class StackPlan:
     task: dict[str, int]
 
     def kept_experts(self, layer: int) -> tuple[int, ...]:
-        """The experts that an MoE layer keeps, by their places in the full model, ascending."""
+        """The experts that an MoE layer keeps, by their places in the full model, ascending; merged: the tasks."""
         restriction = self.config.restriction
         if restriction is not None:
             return restriction.experts_of(layer, self.pairs, self.config.langs)
         if self.fate is Fate.WHOLE:
             return tuple(range(self.config.expert_count(layer)))
+        if self.config.merge:
+            return tuple(range(len(self.tasks)))
         return tuple(sorted(set(self.gates[layer][0].flatten().tolist())))
 
     def shape(self, ffn_dims: Sequence[int]) -> SubnetShape:
@@ -79,12 +81,18 @@ class StackPlan:
             ffn_dims: the width of the feed-forward network of each layer.
         """
         routed = [] if self.fate is Fate.FOLDED else self.moe_layers
-        before = {layer: self.config.held_experts(layer) for layer in routed}
-        experts = {layer: tuple(before[layer][place] for place in self.kept_experts(layer)) for layer in routed}
+        experts = {layer: self._named_experts(layer) for layer in routed}
         restriction = self.config.restriction
         if restriction is not None:
             restriction = restriction.without(self.pairs, self.config.langs)
         return SubnetShape(tuple(ffn_dims), experts, restriction)
+
+    def _named_experts(self, layer: int) -> tuple[int, ...]:
+        kept = self.kept_experts(layer)
+        if self.config.merge:
+            return kept
+        before = self.config.held_experts(layer)
+        return tuple(before[place] for place in kept)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def _network_bytes(tensors: MappedTensors, stack: StackPlan, layer: int) -> int:
     if layer not in stack.moe_layers:
         return sum(map(tensors.nbytes, names))
     count = stack.config.expert_count(layer)
-    return sum(tensors.nbytes(name) // count for name in names) * len(stack.kept_experts(layer))
+    read = stack.gates[layer][0].numel() if stack.config.merge else len(stack.kept_experts(layer))
+    return sum(tensors.nbytes(name) // count for name in names) * read
 
 
 def ffn_dims(tensors: MappedTensors, stack: StackPlan) -> list[int]:
@@ -111,7 +112,7 @@ def ffn_dims(tensors: MappedTensors, stack: StackPlan) -> list[int]:
     dims = []
     for layer in range(stack.layers):
         own = tensors.shape(_part_name(stack, layer, "fc1.bias"))[-1]
-        folded = stack.fate is Fate.FOLDED and layer in stack.moe_layers
+        folded = stack.fate is Fate.FOLDED and layer in stack.moe_layers and not stack.config.merge
         dims.append(own * len(stack.gates[layer][0][0]) if folded else own)
     return dims
 
@@ -166,9 +167,11 @@ def _rounded(make: Callable[[Read], Tensor], dtype: torch.dtype, read: Read) -> 
 
 
 def _dense_part(stack: StackPlan, layer: int, part: str, width: int | None, read: Read) -> Tensor:
-    """A part of a layer's only feed-forward network, folded where the full model has experts."""
+    """A part of a layer's only feed-forward network, folded or merged where the full model has experts."""
     name = _part_name(stack, layer, part)
-    if layer in stack.moe_layers:
+    if layer in stack.moe_layers and stack.config.merge:
+        tensor = _merged_part(stack, layer, part, 0, read)
+    elif layer in stack.moe_layers:
         experts, weights = (table[0].tolist() for table in stack.gates[layer])
         tensor = fold(part, [read(name, expert) for expert in experts], weights)
     else:
@@ -176,22 +179,38 @@ def _dense_part(stack: StackPlan, layer: int, part: str, width: int | None, read
     return tensor if width is None else pad(part, tensor, width)
 
 
+def _merged_part(stack: StackPlan, layer: int, part: str, task: int, read: Read) -> Tensor:
+    """A part of the network to which the experts of a task are merged, read one after the other."""
+    merged: Tensor | None = None
+    for expert, weight in zip(*(table[task].tolist() for table in stack.gates[layer])):
+        own = read(_part_name(stack, layer, part), expert)
+        own = own.to(torch.promote_types(own.dtype, torch.float32))
+        merged = own.mul_(weight) if merged is None else merged.add_(own, alpha=weight)
+    assert merged is not None
+    return merged
+
+
 def _moe_layer(tensors: MappedTensors, stack: StackPlan, layer: int) -> Iterator[tuple[str, Recipe]]:
     kept = stack.kept_experts(layer)
     for part in PARTS:
         name = _part_name(stack, layer, part)
         shape = torch.Size((len(kept), *tensors.shape(name)[1:]))
-        yield name, Recipe(shape, partial(_stacked, shape, name, kept))
+        own = partial(_merged_part, stack, layer, part) if stack.config.merge else partial(_expert_part, name)
+        yield name, Recipe(shape, partial(_stacked, shape, own, kept))
     if stack.fate in (Fate.WHOLE, Fate.PRUNED):
         name = f"{stack.config.stack}.layers.{layer}.moe.router.gate.weight"
         yield name, _constant(tensors.tensor(name)[list(kept)])
 
 
-def _stacked(shape: torch.Size, name: str, experts: tuple[int, ...], read: Read) -> Tensor:
-    """Some experts of a stack, read one after the other."""
+def _expert_part(name: str, expert: int, read: Read) -> Tensor:
+    return read(name, expert)
+
+
+def _stacked(shape: torch.Size, make: Callable[[int, Read], Tensor], experts: tuple[int, ...], read: Read) -> Tensor:
+    """Some experts, made one after the other."""
     stacked: Tensor | None = None
     for place, expert in enumerate(experts):
-        own = read(name, expert)
+        own = make(expert, read)
         stacked = own.new_empty(shape) if stacked is None else stacked
         stacked[place] = own
     assert stacked is not None
@@ -204,6 +223,12 @@ def _gates(tensors: MappedTensors, stack: StackPlan) -> Iterator[tuple[str, Reci
     prefix = f"{stack.config.stack}.tasks."
     rows = [stack.config.table.names.index(task) for task in stack.tasks]
     yield prefix + "share", _constant(tensors.tensor(prefix + "share")[rows])
+    if stack.config.merge:
+        # Each task has an expert of its own.
+        shape = len(stack.moe_layers), len(stack.tasks), 1
+        yield prefix + "gates.experts", _constant(torch.arange(len(stack.tasks)).view(1, -1, 1).expand(shape).clone())
+        yield prefix + "gates.weights", _constant(torch.ones(shape))
+        return
     experts = [
         torch.searchsorted(torch.tensor(stack.kept_experts(layer)), stack.gates[layer][0]) for layer in stack.moe_layers
     ]

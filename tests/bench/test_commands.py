@@ -63,13 +63,16 @@ def test_bench_layer_computes_in_several_precisions(tmp_path: Path, flag: str) -
 
 
 def test_bench_train_compares_updates_with_a_dense_model_of_equal_work(tmp_path: Path) -> None:
-    rows = bench(tmp_path, "train", *SHAPE, "--experts", "3", "--routings", "task", "--tokens", "40", "--length", "5")
-    assert [row["system"] for row in rows] == ["dense", "task"]
-    assert ratios(rows, "dense") == [1.0]
-    dense, task = rows
+    flags = ["--experts", "3", "--routings", "task", "merged", "--tokens", "40", "--length", "5"]
+    rows = bench(tmp_path, "train", *SHAPE, *flags)
+    assert [row["system"] for row in rows] == ["dense", "task", "dense", "merged"]
+    assert ratios(rows, "dense") == [1.0, 1.0]
+    dense, task, _, merged = rows
     # Three experts of two matrices in one layer of each stack, against half an expert's width more in every layer.
     expert = 2 * 16 * 32 + 16 + 32
     assert task["parameters"] - dense["parameters"] > 2 * (3 - 2) * expert
+    # Merged ones are each as wide as two.
+    assert merged["parameters"] - dense["parameters"] > 2 * (3 - 2) * 2 * expert
     assert min(row["words_per_second"] for row in rows) > 0
     assert min(row["peak_bytes"] for row in rows) > 2**20
 

@@ -23,6 +23,12 @@ COMBINATIONS = (
     ("source", "target"), ("target", "source"), ("pair", "pair"), ("group", "token"), ("sentence", "sentence"),
     ("token", "token"), ("token", "target"), ("target", "group"), ("pair", "sentence"),
 )  # fmt: skip
+# Flags of models that differ in how they route, and in what they make of a task's experts.
+ROUTED = (
+    *({"encoder_moe_routing": encoder, "decoder_moe_routing": decoder} for encoder, decoder in COMBINATIONS),
+    {"moe_combine": "weights"},
+    {"moe_combine": "weights", "moe_top_k": 2, "encoder_moe_routing": "pair", "decoder_moe_routing": "group"},
+)
 GROUPS = {"en-de": "germanic", "de-en": "germanic", "en-fr": "mixed", "fr-en": "mixed", "de-fr": "mixed"}
 SMALL = {
     f"{stack}_{name}": value
@@ -37,6 +43,11 @@ def dictionary(words: int = 20) -> Dictionary:
     for word in range(words):
         symbols.add_symbol(f"w{word}")
     return symbols
+
+
+def name_of(flags: dict[str, Any]) -> str:
+    """What to call a test of a model with these flags."""
+    return "/".join(str(value) for value in flags.values())
 
 
 class StubTask:

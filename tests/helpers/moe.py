@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from taskmoe_plugin.moe import (
     Experts,
     Gates,
+    MergingTaskGates,
     MoELayer,
     Routing,
     SentenceRouter,
@@ -18,11 +19,13 @@ from taskmoe_plugin.moe import (
     TaskGates,
     TokenRouter,
     Tokens,
+    merged_routings,
     routings_of_units,
 )
 
 WIDTH, TASKS = 6, 3
-ROUTINGS = ("task", "static", "sentence", "token")
+ROUTINGS = ("task", "static", "merged", "sentence", "token")
+BY_TASK = ("task", "static", "merged")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def make_batch(padding: Tensor, seed: int = 0, tasks: int = TASKS) -> Batch:
 class RoutedMoE(nn.Module):
     """An MoE layer with what routes it: its own router, or gates of tasks that belong to a stack."""
 
-    def __init__(self, moe: MoELayer, gates: TaskGates | StaticTaskGates | None) -> None:
+    def __init__(self, moe: MoELayer, gates: TaskGates | StaticTaskGates | MergingTaskGates | None) -> None:
         super().__init__()
         self.moe = moe
         self.gates = gates
@@ -59,20 +62,31 @@ class RoutedMoE(nn.Module):
         tokens = batch.tokens
         if self.gates is None:
             return self.moe.router(x.reshape(-1, x.size(-1)), tokens)
-        gates = self.gates()
-        units = gates.probs.size(1)
-        unit = batch.task[tokens.row]
-        (routing,) = routings_of_units(gates, unit, tokens, torch.full((units,), 1 / units), by_task=True)
-        return routing
+        return route_tasks(self.gates, batch.task[tokens.row], tokens)
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Routing]:
         return self.moe(x, batch.tokens if self.gates is None else self.route(x, batch))
 
 
+def route_tasks(gates: nn.Module, task: Tensor, tokens: Tokens) -> Routing:
+    """The routing of one layer by gates of tasks, of which each token has one."""
+    found = gates()
+    tasks = found.probs.size(1)
+    share = torch.full((tasks,), 1 / tasks, device=task.device)
+    if isinstance(gates, MergingTaskGates):
+        # As if all tasks were in every batch.
+        (routing,) = merged_routings(found, torch.arange(tasks, device=task.device), task, tokens, share)
+    else:
+        (routing,) = routings_of_units(found, task, tokens, share, by_task=True)
+    return routing
+
+
 def make_gates(
     kind: str, experts: int, top_k: int, jitter: float = 0.0, tasks: int = TASKS, layers: int = 1
 ) -> nn.Module:
-    """Gates of tasks: ``task`` for learned ones, or ``static``."""
+    """Gates of tasks: ``task`` for learned ones, ``static``, or ``merged``."""
+    if kind == "merged":
+        return MergingTaskGates(layers, tasks, experts, top_k)
     if kind == "task":
         return TaskGates(layers, tasks, WIDTH, experts, top_k, jitter)
     return StaticTaskGates(layers, tasks, experts, top_k)
@@ -93,7 +107,7 @@ def make_layer(
     """A layer with experts that differ from each other, biases included."""
     torch.manual_seed(seed)
     networks = Experts(experts, width, ffn_width, activation)
-    gates = make_gates(kind, experts, top_k, jitter, tasks) if kind in ("task", "static") else None
+    gates = make_gates(kind, experts, top_k, jitter, tasks) if kind in BY_TASK else None
     router = None
     if gates is None:
         router = {"sentence": SentenceRouter, "token": TokenRouter}[kind](width, experts, top_k, jitter)

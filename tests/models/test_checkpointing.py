@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from taskmoe_plugin.moe import Experts
-from tests.helpers.models import COMBINATIONS, build_grouped, kept, net_input, rows
+from tests.helpers.models import ROUTED, build_grouped, kept, name_of, net_input, rows
 
 
 def gradients(tmp_path, **flags):
@@ -27,11 +27,10 @@ def gradients(tmp_path, **flags):
     return logits, {name: each.grad for name, each in model.named_parameters()}, records, len(passes)
 
 
-@pytest.mark.parametrize("routing", COMBINATIONS, ids="/".join)
+@pytest.mark.parametrize("routed", ROUTED, ids=name_of)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_outputs_and_gradients_are_the_same(tmp_path, routing: tuple[str, str], dropout: float) -> None:
-    flags = dict(zip(("encoder_moe_routing", "decoder_moe_routing"), routing))
-    flags |= {"dropout": dropout, "activation_dropout": dropout}
+def test_outputs_and_gradients_are_the_same(tmp_path, routed: dict, dropout: float) -> None:
+    flags = {**routed, "dropout": dropout, "activation_dropout": dropout}
     plain, again = (gradients(tmp_path, checkpoint_activations=each, **flags) for each in (False, True))
     torch.testing.assert_close(again[0], plain[0], rtol=0, atol=0)
     torch.testing.assert_close(again[1], plain[1])

@@ -35,6 +35,16 @@ WRONG = [
         "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8; also: --moe-router-jitter 2.0: give a value "
         "from 0 up to 1; also: --quant-noise-pq: not supported",
     ),
+    (
+        {"moe_combine": "weights", "encoder_moe_routing": "token"},
+        "--moe-combine weights: merges the experts of a task, and --encoder-moe-routing token has none; choose source",
+    ),
+    ({"moe_combine": "weights", "moe_expert_parallel": True}, "leave out --moe-expert-parallel"),
+    ({"moe_combine": "weights", "moe_task_gate": "static"}, "--moe-task-gate static: is for experts whose outputs"),
+    ({"moe_combine": "weights", "moe_router_jitter": 0.1}, "--moe-router-jitter 0.1: is for experts whose outputs"),
+    ({"moe_combine": "weights", "moe_route_scale": 2.0}, "--moe-route-scale 2.0: is for experts whose outputs"),
+    ({"moe_route_scale": 0.0}, "--moe-route-scale 0: give a value above 0"),
+    ({"moe_combine": "weights", "moe_top_k": 9}, "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8"),
     ({"offload_activations": True}, "--offload-activations: not supported"),
     ({"quant_noise_pq": 0.1}, "--quant-noise-pq: not supported"),
     ({"encoder_moe_routing": "group"}, "--moe-task-groups: group routing needs this file"),

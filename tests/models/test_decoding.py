@@ -9,12 +9,11 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 
 from taskmoe_plugin.moe import Experts, MoELayer
-from tests.helpers.models import COMBINATIONS, build_grouped, build_model, dictionary, net_input, rows
+from tests.helpers.models import ROUTED, build_grouped, build_model, dictionary, name_of, net_input, rows
 
 
-@pytest.mark.parametrize("routing", COMBINATIONS, ids="/".join)
-def test_incremental_decoding_equals_decoding_at_once(tmp_path, routing: tuple[str, str]) -> None:
-    flags = dict(zip(("encoder_moe_routing", "decoder_moe_routing"), routing))
+@pytest.mark.parametrize("flags", ROUTED, ids=name_of)
+def test_incremental_decoding_equals_decoding_at_once(tmp_path, flags: dict[str, Any]) -> None:
     model = build_grouped(tmp_path, moe_freq=1, moe_expert_count=4, **flags).double()
     batch = net_input(rows(), left=False)
     prefixes = batch.pop("prev_output_tokens")
@@ -78,11 +77,14 @@ def generate(model: Any, batch: dict[str, Any], beam: int = 3) -> list[list[dict
     return generator.generate([model], {"net_input": inputs})
 
 
-def test_the_experts_of_the_only_task_are_folded_once_for_a_batch_and_not_for_each_step(monkeypatch) -> None:
-    model = build_model(moe_freq=1, moe_expert_count=4)
+@pytest.mark.parametrize(("combine", "method"), [("outputs", "fold"), ("weights", "merge")])
+def test_the_experts_of_the_only_task_are_made_one_network_once_for_a_batch_and_not_for_each_step(
+    monkeypatch, combine: str, method: str
+) -> None:
+    model = build_model(moe_freq=1, moe_expert_count=4, moe_combine=combine)
     folded, dispatched = [], []
-    fold, forward = Experts.fold, MoELayer.forward
-    monkeypatch.setattr(Experts, "fold", lambda *args: folded.append(1) or fold(*args))
+    fold, forward = getattr(Experts, method), MoELayer.forward
+    monkeypatch.setattr(Experts, method, lambda *args: folded.append(1) or fold(*args))
     monkeypatch.setattr(MoELayer, "forward", lambda *args: dispatched.append(1) or forward(*args))
     generate(model, net_input(rows(5, pairs=["en-de"])))
     assert (len(folded), len(dispatched)) == (4, 0)
@@ -90,9 +92,19 @@ def test_the_experts_of_the_only_task_are_folded_once_for_a_batch_and_not_for_ea
     assert (len(folded), len(dispatched) > 0) == (4, True)
 
 
-@pytest.mark.parametrize("gate", ["learned", "static"])
-def test_a_folded_batch_gives_what_dispatch_gives(gate: str) -> None:
-    model = build_model(moe_freq=1, moe_expert_count=4, moe_task_gate=gate).double()
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"moe_task_gate": "static"},
+        {"moe_route_scale": 2.0},
+        {"moe_route_scale": 3.0, "moe_task_gate": "static", "moe_top_k": 3},
+        {"moe_combine": "weights"},
+    ],
+    ids=str,
+)
+def test_a_folded_batch_gives_what_dispatch_gives(flags: dict[str, Any]) -> None:
+    model = build_model(moe_freq=1, moe_expert_count=4, **flags).double()
     batch = net_input(rows(3, pairs=["en-de"]), extra=1)
     with torch.no_grad():
         folded, dispatched = model(**batch)[0], model.train()(**batch)[0]

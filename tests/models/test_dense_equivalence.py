@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.models import COMBINATIONS, build_grouped, build_model, kept, net_input, rows
+from tests.helpers.models import ROUTED, build_grouped, build_model, kept, name_of, net_input, rows
 
 
 def dense_name(name: str) -> str:
@@ -24,20 +25,17 @@ def only_expert(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor[0] if ".moe.experts." in name else tensor
 
 
-@pytest.mark.parametrize(("encoder", "decoder"), COMBINATIONS)
+@pytest.mark.parametrize("routed", [each for each in ROUTED if "moe_top_k" not in each], ids=name_of)
 @pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_one_expert_equals_the_stock_transformer(
-    tmp_path, encoder: str, decoder: str, pre_norm: bool, activation: str
+    tmp_path, routed: dict[str, Any], pre_norm: bool, activation: str
 ) -> None:
     shared = {
         "encoder_normalize_before": pre_norm, "decoder_normalize_before": pre_norm, "activation_fn": activation,
         "share_all_embeddings": True,
     }  # fmt: skip
-    moe = build_grouped(
-        tmp_path, moe_freq=1, moe_expert_count=1, moe_top_k=1,
-        encoder_moe_routing=encoder, decoder_moe_routing=decoder, **shared,
-    ).double()  # fmt: skip
+    moe = build_grouped(tmp_path, moe_freq=1, moe_expert_count=1, moe_top_k=1, **routed, **shared).double()
     dense = build_model("transformer", seed=1, **shared).double()
     weights = {
         dense_name(name): only_expert(name, each) for name, each in moe.state_dict().items() if not gate_name(name)

@@ -7,17 +7,15 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from tests.helpers.models import COMBINATIONS, Row, build_grouped, dictionary, kept, net_input, rows
+from tests.helpers.models import ROUTED, Row, build_grouped, dictionary, kept, name_of, net_input, rows
 
 # Gates, and fairseq's attention weights, are fp32 in a model of any precision.
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
 
 
-@pytest.fixture(params=COMBINATIONS, ids="/".join)
+@pytest.fixture(params=ROUTED, ids=name_of)
 def model(request, tmp_path):
-    encoder, decoder = request.param
-    flags = {"encoder_moe_routing": encoder, "decoder_moe_routing": decoder}
-    return build_grouped(tmp_path, moe_freq=1, moe_expert_count=4, **flags).double()
+    return build_grouped(tmp_path, moe_freq=1, moe_expert_count=4, **request.param).double()
 
 
 def logits(model, batch: list[Row], **layout) -> list[Tensor]:

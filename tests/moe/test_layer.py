@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from taskmoe_plugin.moe import Experts
 from tests.helpers.moe import ROUTINGS, WIDTH, Batch, RoutedMoE, expert_output, make_batch, make_layer
 
 PADDING = torch.tensor([[False, False, False, False], [False, False, True, True], [True, False, False, True]])
@@ -19,7 +20,7 @@ def inputs(padding: Tensor, seed: int = 0) -> Tensor:
 
 
 def weighted_sum(layer: RoutedMoE, x: Tensor, batch: Batch) -> Tensor:
-    """y = Σ weight · expert(x), one token at a time."""
+    """y = Σ weight · expert(x), or that of the network of weights Σ weight · θ_expert, one token at a time."""
     routing = layer.route(x, batch)
     rows, length = batch.padding.shape
     expected, token = torch.zeros_like(x), 0
@@ -27,10 +28,21 @@ def weighted_sum(layer: RoutedMoE, x: Tensor, batch: Batch) -> Tensor:
         for b in range(rows):
             if batch.padding[b, t]:
                 continue
-            for expert, weight in zip(routing.experts[token].tolist(), routing.weights[token]):
-                expected[t, b] = expected[t, b] + weight * expert_output(layer.moe.experts, expert, x[t, b])
+            if routing.merging is not None:
+                expected[t, b] = merged_output(layer.moe.experts, routing.merging[routing.experts[token, 0]], x[t, b])
+            else:
+                for expert, weight in zip(routing.experts[token].tolist(), routing.weights[token]):
+                    expected[t, b] = expected[t, b] + weight * expert_output(layer.moe.experts, expert, x[t, b])
             token += 1
     return expected
+
+
+def merged_output(experts: Experts, weights: Tensor, x: Tensor) -> Tensor:
+    fc1, fc1_bias, fc2, fc2_bias = (
+        sum(weight * each[expert] for expert, weight in enumerate(weights))
+        for each in (experts.fc1_weight, experts.fc1_bias, experts.fc2_weight, experts.fc2_bias)
+    )
+    return fc2 @ torch.relu(fc1 @ x + fc1_bias) + fc2_bias
 
 
 @pytest.mark.parametrize("kind", ROUTINGS)

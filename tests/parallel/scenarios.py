@@ -75,6 +75,7 @@ def _by_routing() -> dict[str, Scenario]:
 
 
 TOKEN, TASK = _routed("token", "token"), _routed("source", "target")
+MERGED = {"moe_combine": "weights"}
 STATIC = {**TASK, "moe_task_gate": "static", "moe_top_k": 1}
 NOISE = {**TASK, "moe_router_jitter": 0.5, "moe_top_k": 1}
 NO_EXPERTS = {**TASK, "encoder_moe_freq": 0, "decoder_moe_freq": 0}
@@ -108,6 +109,7 @@ DDP = {
         spread=False,
     ),
     "replicated-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}, NO_GATE_LOSS, spread=False),
+    "replicated-merged": Scenario((EVEN, ONE_TASK, FILLER, HALVES), {**TASK, **MERGED}, ADAM, spread=False),
     "spread": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, ADAM),
     "spread-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, CLIPPED),
     "spread-pair": Scenario((ONE_TASK, HALVES, FILLER), {**_routed("pair", "source"), "moe_freq": 1}, CLIPPED),

@@ -16,8 +16,14 @@ from tests.subnet.helpers import UNSHARED, extract, write_model
 
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--moe-expert-ffn-dim", 40, UNSHARED), ("--encoder-moe-routing", "token"), ("--decoder-moe-freq", 0)],
-    ids=["default", "wide experts", "partial", "dense decoder"],
+    [
+        (),
+        ("--moe-expert-ffn-dim", 40, UNSHARED),
+        ("--encoder-moe-routing", "token"),
+        ("--decoder-moe-freq", 0),
+        ("--moe-combine", "weights"),
+    ],
+    ids=["default", "wide experts", "partial", "dense decoder", "merged"],
 )
 def test_every_size_is_that_of_the_subnet(corpus: Corpus, template: Path, tmp_path: Path, flags: tuple[object]) -> None:
     path = write_model(corpus, template, tmp_path / "model.pt", *flags)

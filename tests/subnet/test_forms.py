@@ -104,6 +104,22 @@ def test_a_subnet_of_several_pairs_whose_stacks_have_one_task_each_is_dense(
     assert set(json.loads((converted / "subnet.json").read_text())["verified"]) == set(pairs)
 
 
+@pytest.mark.parametrize("flags", [(), ("--encoder-moe-freq", 0, "--moe-top-k", 2)], ids=["both", "decoder"])
+def test_several_pairs_of_merged_experts_have_a_network_for_each_task(
+    corpus: Corpus, trained: Path, tmp_path: Path, flags: tuple[Any, ...]
+) -> None:
+    merged = ("--moe-combine", "weights", "--moe-expert-count", 2)
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *merged, *flags)
+    pairs = ["en-de", "en-fr", "de-en"]
+    subnet = extract(corpus, path, tmp_path, "+".join(pairs), "--verify", "all")
+    state = load(subnet / "model.pt")["model"]
+    # To German, French and English, of which two experts were all there was.
+    assert state["decoder.layers.1.moe.experts.fc1_weight"].size(0) == 3
+    assert not [name for name in state if name.endswith("gates.table")]
+    for pair in pairs:
+        assert_equal(generate(corpus, subnet / "model.pt", pair).hypotheses, generate(corpus, path, pair).hypotheses)
+
+
 def test_a_union_knows_no_other_pairs(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     routing = ("--encoder-moe-routing", "pair", "--decoder-moe-routing", "pair")
     path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *routing)
