@@ -24,7 +24,7 @@ from taskmoe_plugin.models.config import (
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
 from taskmoe_plugin.models.stack import StackConfig
-from taskmoe_plugin.parallel.command_line import settle
+from taskmoe_plugin.parallel.command_line import correct_flags
 from taskmoe_plugin.parallel.group import ExpertGroup
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def _check_languages(given: str, trained: str) -> None:
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer")
 def base_architecture(args: Namespace) -> None:
     """fairseq's ``transformer`` with 8 experts in every second layer."""
-    settle(args)
+    correct_flags(args)
     _set_defaults(args)
 
 

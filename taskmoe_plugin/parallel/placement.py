@@ -19,7 +19,7 @@ def count_assignments(experts: Tensor, num_experts: int) -> Tensor:
     return torch.bincount(cell.reshape(-1), minlength=k * num_experts).view(k, num_experts)
 
 
-def queue(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]:
+def share_capacity(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]:
     """Serve all processes' assignments as if they were one batch: by choice, then by process, then in their order.
 
     Args:

@@ -29,7 +29,7 @@ _KNOWN = re.compile(
 )
 
 
-class Fate(Enum):
+class StackForm(Enum):
     """What becomes of a stack."""
 
     DENSE = "dense"  # it has no MoE layer
@@ -45,7 +45,7 @@ class StackPlan:
 
     Attributes:
         config: the stack of the full model.
-        fate: see ``Fate``.
+        form: see ``StackForm``.
         layers: number of layers.
         moe_layers: indices of its MoE layers.
         pairs: the pairs that the subnet translates.
@@ -55,7 +55,7 @@ class StackPlan:
     """
 
     config: StackConfig
-    fate: Fate
+    form: StackForm
     layers: int
     moe_layers: list[int]
     pairs: tuple[str, ...]
@@ -68,7 +68,7 @@ class StackPlan:
         restriction = self.config.restriction
         if restriction is not None:
             return restriction.experts_of(layer, self.pairs, self.config.langs)
-        if self.fate is Fate.WHOLE:
+        if self.form is StackForm.WHOLE:
             return tuple(range(self.config.expert_count(layer)))
         if self.config.merge:
             return tuple(range(len(self.tasks)))
@@ -80,7 +80,7 @@ class StackPlan:
         Args:
             ffn_dims: the width of the feed-forward network of each layer.
         """
-        routed = [] if self.fate is Fate.FOLDED else self.moe_layers
+        routed = [] if self.form is StackForm.FOLDED else self.moe_layers
         experts = {layer: self._named_experts(layer) for layer in routed}
         restriction = self.config.restriction
         if restriction is not None:
@@ -110,15 +110,15 @@ class Plan:
     @property
     def dense(self) -> bool:
         """Whether no MoE layer is left."""
-        return all(stack.fate in (Fate.DENSE, Fate.FOLDED) for stack in self.stacks.values())
+        return all(stack.form in (StackForm.DENSE, StackForm.FOLDED) for stack in self.stacks.values())
 
     @property
     def form(self) -> str:
         """What to call the subnet: folded, union, pruned, or partial with the stack that keeps all its experts."""
-        fates = {stack.fate: name for name, stack in self.stacks.items()}
+        forms = {stack.form: name for name, stack in self.stacks.items()}
         union = "union" if len(self.pairs) > 1 and not self.dense else ""
-        pruned = "pruned" if Fate.PRUNED in fates else ""
-        partial = f"partial, {fates[Fate.WHOLE]} whole" if Fate.WHOLE in fates else ""
+        pruned = "pruned" if StackForm.PRUNED in forms else ""
+        partial = f"partial, {forms[StackForm.WHOLE]} whole" if StackForm.WHOLE in forms else ""
         return " ".join(filter(None, (union, pruned, partial))) or "folded"
 
 
@@ -138,7 +138,7 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
     for pair in pairs:
         _check_pair(checkpoint, pair)
     stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}
-    if not any(stack.fate in (Fate.FOLDED, Fate.ROUTED, Fate.PRUNED) for stack in stacks.values()):
+    if not any(stack.form in (StackForm.FOLDED, StackForm.ROUTED, StackForm.PRUNED) for stack in stacks.values()):
         raise TaskMoEError(
             f"--path {checkpoint.path}: no stack routes by task, so every pair needs the whole model; train with "
             "source, target, pair or group routing"
@@ -166,16 +166,18 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     config = StackConfig.from_args(checkpoint.args, stack)
     layers, moe_layers = config.layers, config.moe_layers
     if config.table is None or not moe_layers:
-        fate = Fate.DENSE if not moe_layers else Fate.WHOLE if config.restriction is None else Fate.PRUNED
-        return StackPlan(config, fate, layers, moe_layers, tuple(pairs), {}, (), {})
+        form = (
+            StackForm.DENSE if not moe_layers else StackForm.WHOLE if config.restriction is None else StackForm.PRUNED
+        )
+        return StackPlan(config, form, layers, moe_layers, tuple(pairs), {}, (), {})
     kept = StackConfig.from_args(args_for(checkpoint.args, pairs), stack).table
     assert kept is not None
     rows = [config.table.names.index(name) for name in kept.names]
     tables = task_tables(checkpoint.tensors, config)
     gates = {layer: _rows(table, rows) for layer, table in tables.items()}
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
-    fate = Fate.FOLDED if len(kept.names) == 1 else Fate.ROUTED
-    return StackPlan(config, fate, layers, moe_layers, tuple(pairs), gates, kept.names, task)
+    form = StackForm.FOLDED if len(kept.names) == 1 else StackForm.ROUTED
+    return StackPlan(config, form, layers, moe_layers, tuple(pairs), gates, kept.names, task)
 
 
 def args_for(args: Namespace, pairs: Sequence[str]) -> Namespace:

@@ -32,9 +32,9 @@ class Size:
         return cls(sum(tensors.shape(name).numel() for name in names), sum(map(tensors.nbytes, names)))
 
 
-def count_parameters(making: Mapping[str, Recipe]) -> int:
+def count_parameters(recipes: Mapping[str, Recipe]) -> int:
     """Parameters of a subnet."""
-    return sum(recipe.shape.numel() for recipe in {recipe for name, recipe in making.items() if _is_parameter(name)})
+    return sum(recipe.shape.numel() for recipe in {recipe for name, recipe in recipes.items() if _is_parameter(name)})
 
 
 def _is_parameter(name: str) -> bool:
