@@ -68,4 +68,5 @@ class _Count:
         first = routing.experts[:, :1]
         probability = routing.gates.probs.detach().gather(1, first)
         self.total[:, :2].index_add_(0, first.flatten(), torch.cat([torch.ones_like(probability), probability], dim=1))
-        self.total[:, 2] += torch.bincount(routing.experts.flatten(), minlength=self.total.size(0))
+        experts = routing.experts[routing.weights > 0] if routing.gates.sparse else routing.experts
+        self.total[:, 2] += torch.bincount(experts.flatten(), minlength=self.total.size(0))

@@ -36,6 +36,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-combine", choices=("outputs", "weights"),
         help="what of a task's experts is combined; weights: they are merged to one network of an expert's width, and "
         "--moe-top-k is by default all of them (default: outputs)")  # fmt: skip
+    add("--moe-threshold", type=float, metavar="T",
+        help="a token or a task has as many experts as their probabilities need to sum to T, at most --moe-top-k; "
+        "these are their weights as they are (default: all --moe-top-k)")  # fmt: skip
     add("--moe-route-scale", type=float, metavar="S",
         help="multiply the weights of experts by S; for experts that are 1/k of a dense network's width, "
         "give k (default: 1)")  # fmt: skip
@@ -43,9 +46,15 @@ def add_moe_args(parser: ArgumentParser) -> None:
         help="for token routing: in training an expert takes at most ceil(C·k·tokens/experts) tokens, "
         "0: dropless (default: 0)")  # fmt: skip
     add("--moe-eval-capacity-factor", type=float, metavar="C", help="the same in evaluation (default: 0)")
+    add("--moe-random-token-priority", action="store_true",
+        help="in training, with a capacity, an expert takes tokens in random order rather than sentence after sentence "
+        "(default: off)")  # fmt: skip
     add("--moe-router-jitter", type=float, metavar="EPS",
         help="in training, multiply the gate's input by noise from [1-EPS, 1+EPS] (default: 0)")  # fmt: skip
     add("--moe-expert-dropout", type=float, metavar="P", help="dropout inside experts (default: activation dropout)")
+    add("--moe-expert-grad-scale", type=float, metavar="S",
+        help="multiply the gradients of experts by S before they are clipped; the square root of E is what fairseq's "
+        "moe branch calls sqrt_world_size (default: 1)")  # fmt: skip
     add("--moe-expert-parallel", action="store_true",
         help="spread the experts over the data-parallel processes (default: every process has all)")  # fmt: skip
 
@@ -57,6 +66,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_expert_count": 8,
         "moe_combine": "outputs",
         "moe_route_scale": 1.0,
+        "moe_threshold": 0.0,
         "moe_expert_ffn_dim": None,
         "encoder_moe_routing": "source",
         "decoder_moe_routing": "target",
@@ -64,8 +74,10 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_task_gate": "learned",
         "moe_capacity_factor": 0.0,
         "moe_eval_capacity_factor": 0.0,
+        "moe_random_token_priority": False,
         "moe_router_jitter": 0.0,
         "moe_expert_dropout": None,
+        "moe_expert_grad_scale": 1.0,
         "moe_expert_parallel": False,
     }
     for name, value in defaults.items():
@@ -152,6 +164,8 @@ def _problems_of_sizes(args: Namespace) -> Iterator[str]:
         yield f"--moe-expert-count {experts}: give at least 1 (for a dense stack, --encoder-moe-freq 0)"
     elif not 1 <= k <= experts:
         yield f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}"
+    if not 0 <= args.moe_expert_grad_scale < math.inf:
+        yield f"--moe-expert-grad-scale {args.moe_expert_grad_scale:g}: give 0 (experts stay as they are) or more"
     if args.moe_expert_ffn_dim is not None and args.moe_expert_ffn_dim < 1:
         yield f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1"
     for stack in STACKS:
@@ -169,6 +183,11 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
             yield f"{name}: give 0 (dropless) or more"
         if factor and "token" not in routings:
             yield f"{name}: only token routing has a capacity; leave it out, the other routings are dropless"
+    if args.moe_random_token_priority and not args.moe_capacity_factor:
+        yield (
+            "--moe-random-token-priority: without a capacity every token is served; give --moe-capacity-factor, or "
+            "leave it out"
+        )
     if args.moe_task_gate == "static" and not routings & set(TASK_ROUTINGS):
         yield "--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing"
     if not 0 <= args.moe_router_jitter < 1:
@@ -180,6 +199,8 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
 def _problems_of_combining(args: Namespace) -> Iterator[str]:
     if not 0 < args.moe_route_scale < math.inf:
         yield f"--moe-route-scale {args.moe_route_scale:g}: give a value above 0"
+    if args.moe_threshold:
+        yield from _problems_of_threshold(args)
     if args.moe_combine != "weights":
         return
     for stack in STACKS:
@@ -201,6 +222,20 @@ def _problems_of_combining(args: Namespace) -> Iterator[str]:
                 f"--moe-{flag.replace('_', '-')} {value}: is for experts whose outputs are combined; leave it out with "
                 "--moe-combine weights"
             )
+
+
+def _problems_of_threshold(args: Namespace) -> Iterator[str]:
+    name = f"--moe-threshold {args.moe_threshold:g}"
+    if not 0 < args.moe_threshold <= 1:
+        yield f"{name}: give a value above 0, at most 1"
+    if args.moe_top_k < 2:
+        yield f"{name}: chooses how many experts up to --moe-top-k, which is {args.moe_top_k}; give at least 2"
+    for flag, default in (
+        ("combine", "outputs"), ("task_gate", "learned"), ("capacity_factor", 0), ("eval_capacity_factor", 0),
+        ("expert_parallel", False),
+    ):  # fmt: skip
+        if getattr(args, f"moe_{flag}") != default:
+            yield f"{name}: is not supported with --moe-{flag.replace('_', '-')}; leave one of them out"
 
 
 def _problems_with_fairseq(args: Namespace) -> Iterator[str]:

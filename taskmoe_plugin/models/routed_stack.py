@@ -115,7 +115,8 @@ class RoutedStack:
             networks = [own.merge(weights) for own, weights in zip(experts, batch.gates.shares[:, task])]
         else:
             weights = batch.gates.weights[:, task]
-            networks = [own.fold(batch.experts[i][task], weights[i]) for i, own in enumerate(experts)]
+            chosen = [each[task] for each in batch.experts]
+            networks = [own.fold(each, weights[i, : len(each)]) for i, (own, each) in enumerate(zip(experts, chosen))]
         return StackRouting(networks, batch.records())
 
     @contextmanager

@@ -49,6 +49,8 @@ class StackConfig:
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
         merge: whether a task's experts are merged to one network.
         route_scale: all weights of experts are multiplied by it.
+        threshold: what the probabilities of a unit's experts have to sum to; 0: it has top_k of them.
+        grad_scale: what gradients of experts are multiplied by.
         langs: all languages, in the order of their ids.
         table: the tasks; None where no layer routes by task.
         shape: what is left of the stack; None for a model that has all its experts.
@@ -65,12 +67,15 @@ class StackConfig:
     ffn_dim: int
     activation: str
     expert_dropout: float
+    grad_scale: float
     static: bool
     merge: bool
     route_scale: float
+    threshold: float
     jitter: float
     capacity_factor: float
     eval_capacity_factor: float
+    random_priority: bool
     langs: tuple[str, ...]
     table: TaskTable | None
     shape: SubnetShape | None
@@ -101,12 +106,15 @@ class StackConfig:
             ffn_dim=args.moe_expert_ffn_dim or getattr(args, f"{stack}_ffn_embed_dim"),
             activation=args.activation_fn,
             expert_dropout=expert_dropout,
+            grad_scale=getattr(args, "moe_expert_grad_scale", 1.0),
             static=by_task and args.moe_task_gate == "static",
             merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
             route_scale=getattr(args, "moe_route_scale", 1.0),
+            threshold=getattr(args, "moe_threshold", 0.0),
             jitter=args.moe_router_jitter,
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
+            random_priority=getattr(args, "moe_random_token_priority", False),
             langs=tuple(args.taskmoe_langs.split(",")),
             table=_task_table(args, routing) if by_task else None,
             shape=SubnetShape.of(args, stack),
@@ -148,7 +156,7 @@ class StackConfig:
         count, group = self.expert_count(index), self.group
         router: SentenceRouter | TokenRouter | None = None
         if self.table is None:
-            gate = self.width, count, self.top_k, self.jitter, self.route_scale
+            gate = self.width, count, self.top_k, self.jitter, self.route_scale, self.threshold
             router = SentenceRouter(*gate) if self.routing == "sentence" else TokenRouter(*gate, self._allowed(index))
         activation = utils.get_activation_fn(self.activation)
         held = None if group is None else group.held(count)
@@ -156,11 +164,14 @@ class StackConfig:
         # one. With scale = K that would be √K: divided by √scale, it is that of a dense network.
         gain = self.route_scale**-0.5
         experts = Experts(count, self.width, self.ffn_dim, activation, self.expert_dropout, held, gain)
+        if self.grad_scale != 1:
+            experts.scale_gradients(self.grad_scale)
         dispatcher = None
         if group is not None:
             mark_as_spread(experts, group.size)
             dispatcher = AllToAllDispatcher(group)
-        return MoELayer(count, experts, router, self.capacity_factor, self.eval_capacity_factor, dispatcher)
+        capacity = self.capacity_factor, self.eval_capacity_factor
+        return MoELayer(count, experts, router, *capacity, dispatcher, self.random_priority)
 
     def _allowed(self, index: int) -> Tensor | None:
         restriction = self.restriction
@@ -180,14 +191,15 @@ class StackConfig:
         assert self.table is not None
         layers, tasks = len(self.moe_layers), len(self.table.names)
         if self.shape is not None and self.shape.experts:
-            return FixedTaskGates(layers, tasks, self.experts, self.top_k)
+            return FixedTaskGates(layers, tasks, self.experts, self.top_k, sparse=self.threshold > 0)
         if self.merge:
             return MergingTaskGates(layers, tasks, self.experts, self.top_k)
         if self.static:
             return StaticTaskGates(layers, tasks, self.experts, self.top_k, self.route_scale)
         # Noise of its own for each stack.
         seed = int(self.stack == "decoder")
-        return TaskGates(layers, tasks, self.width, self.experts, self.top_k, self.jitter, seed, self.route_scale)
+        sizes = layers, tasks, self.width, self.experts, self.top_k
+        return TaskGates(*sizes, self.jitter, seed, self.route_scale, self.threshold)
 
     def build_tasks(self) -> TaskRouter | None:
         """The tasks of the stack with freshly initialised gates; None if it does not route by task."""

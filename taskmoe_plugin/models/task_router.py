@@ -33,7 +33,7 @@ class TaskBatch:
         task: (B,) int64, the task of each row.
         gates: the gates of all U tasks in all L layers, (L, U, …).
         share: (U,) fp32 summing to 1, each task's share of the training tokens.
-        experts: (L, U, K), the experts of each task, on the host.
+        experts: (L, U, K), the experts of each task, on the host; with a threshold, as many as it has.
         task_tokens: (W, U), the tokens of each task on each of W processes, on the host.
         rank: this process among them.
         expert_counts: the number of experts of each layer.
@@ -69,12 +69,12 @@ class TaskBatch:
         tokens = Tokens.from_padding(self.padding, sum(own))
         unit = self.task.index_select(0, tokens.row)
         if self.merge:
-            present = self._present
-            units = unit.new_tensor(present)
-            place = torch.zeros(len(own), dtype=unit.dtype, device=unit.device)
-            place = place.index_copy(0, units, torch.arange(len(present), device=unit.device))
-            network = place.index_select(0, unit)
-            return merged_routings(self.gates, units, network, tokens, self.share, [own[task] for task in present])
+            # Which tasks there are the host knows, but would have to wait to tell a GPU.
+            present = unit.new_zeros(len(own)).index_fill(0, unit, 1)
+            units = present.argsort(descending=True, stable=True).narrow(0, 0, len(self._present))
+            network = (present.cumsum(0) - 1).index_select(0, unit)
+            counts = [own[task] for task in self._present]
+            return merged_routings(self.gates, units, network, tokens, self.share, counts)
         return routings_of_units(self.gates, unit, tokens, self.share, self._counts, by_task=True)
 
     @cached_property
@@ -152,7 +152,9 @@ class TaskRouter(nn.Module):
         counts = task.new_zeros(tasks + 1).index_add(0, task % (tasks + 1), lengths)
         each = counts.unsqueeze(0) if self.group is None else self.group.gather(counts)
         gates = self.gates()
-        read = torch.cat([each.flatten(), gates.experts.flatten()]).tolist()
+        # The host is told of an expert that is none as -1.
+        experts = gates.experts.masked_fill(gates.weights == 0, -1) if gates.sparse else gates.experts
+        read = torch.cat([each.flatten(), experts.flatten()]).tolist()
         task_tokens = [read[start : start + tasks + 1] for start in range(0, each.numel(), tasks + 1)]
         rank = 0 if self.group is None else self.group.rank
         if task_tokens[rank][-1]:
@@ -173,5 +175,5 @@ class TaskRouter(nn.Module):
 
 def _nested(values: list[int], shape: Sequence[int]) -> list[list[list[int]]]:
     _, units, k = shape
-    rows = [values[start : start + k] for start in range(0, len(values), k)]
+    rows = [[each for each in values[start : start + k] if each >= 0] for start in range(0, len(values), k)]
     return [rows[start : start + units] for start in range(0, len(rows), units)]

@@ -117,7 +117,7 @@ class Dispatcher(Protocol):
     """Brings tokens to experts and results back. Has no parameters."""
 
     def dispatch(
-        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float
+        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float, shuffle: bool = False
     ) -> tuple[Tensor, Dispatched]:
         """The rows (A, C) that the experts of this process compute, sorted by expert.
 
@@ -126,6 +126,7 @@ class Dispatcher(Protocol):
             routing: who computes what.
             num_experts: E.
             capacity_factor: an expert takes at most ceil(factor · K · N / E) assignments; 0: dropless.
+            shuffle: whether it takes them in random order, rather than sentence after sentence.
         """
         ...
 
@@ -138,14 +139,16 @@ class LocalDispatcher:
     """For experts that are all in this process."""
 
     def dispatch(
-        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float
+        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float, shuffle: bool = False
     ) -> tuple[Tensor, Dispatched]:
-        experts = routing.experts
+        experts, counts = routing.experts, None if routing.counts is None else routing.counts[0]
+        if routing.gates.sparse:
+            return _dispatch_some(x, routing, num_experts, counts)
         assignments = sort_assignments(experts, num_experts)
-        ends, counts = assignments.ends, None if routing.counts is None else routing.counts[0]
+        ends = assignments.ends
         if capacity_factor:
             capacity = expert_capacity(capacity_factor, experts.size(0), num_experts, experts.size(1))
-            assignments = drop_beyond(assignments, experts, serving_order(routing), capacity)
+            assignments = drop_beyond(assignments, experts, serving_order(routing, shuffle), capacity)
             # The last expert computes what was dropped, for nothing: to leave it out, the host would have to count it.
             ends = torch.cat([assignments.ends.narrow(0, 0, num_experts - 1), ends.new_full((1,), experts.numel())])
         routing = with_dropped(routing, assignments)
@@ -155,9 +158,35 @@ class LocalDispatcher:
         return combine(outputs, dispatched)
 
 
-def serving_order(routing: Routing) -> Tensor:
-    """(N,) int64, the tokens sentence after sentence: who is dropped must not depend on how rows are padded."""
-    return routing.tokens.row.argsort(stable=True)
+def _dispatch_some(
+    x: Tensor, routing: Routing, num_experts: int, counts: Sequence[int] | None
+) -> tuple[Tensor, Dispatched]:
+    """Dispatch where some choices are none, which have weight 0."""
+    # An expert that does not exist comes last.
+    experts = routing.experts.masked_fill(routing.weights == 0, num_experts)
+    assignments = sort_assignments(experts, num_experts)
+    ends, every = assignments.ends, experts.numel()
+    if counts is not None:
+        count = sum(counts)
+    elif x.device.type == "cpu":
+        count = int(ends[-1])
+    else:
+        # To leave them out, the host would have to count: the last expert computes them, for nothing.
+        count, ends = every, torch.cat([ends.narrow(0, 0, num_experts - 1), ends.new_full((1,), every)])
+    rows = gather(x, assignments, routing)[:count]
+    return rows, Dispatched(assignments, routing, x.size(0), ends, counts)
+
+
+def serving_order(routing: Routing, shuffle: bool = False) -> Tensor:
+    """(N,) int64, the tokens sentence after sentence: who is dropped must not depend on how rows are padded.
+
+    Args:
+        routing: of the tokens.
+        shuffle: put them in random order instead, which favours no sentence: random token selection (Z-code M3, Kim et
+            al. 2021).
+    """
+    row = routing.tokens.row
+    return torch.randperm(row.numel(), device=row.device) if shuffle else row.argsort(stable=True)
 
 
 def with_dropped(routing: Routing, assignments: Assignments) -> Routing:
@@ -177,8 +206,12 @@ def gather(x: Tensor, assignments: Assignments, routing: Routing) -> Tensor:
 
 
 def combine(outputs: Tensor, dispatched: Dispatched) -> Tensor:
-    """The weighted sums (T·B, C) of outputs (A, C), in the dtype of the outputs."""
+    """The weighted sums (T·B, C) of outputs (A, C), in the dtype of the outputs; the last may be left out."""
     routing, assignments = dispatched.routing, dispatched.assignments
+    missing = assignments.order.numel() - outputs.size(0)
+    if missing:
+        # What is sorted last, and has no weight.
+        outputs = torch.cat([outputs, outputs.new_zeros(missing, outputs.size(1))])
     weights = routing.weights.to(outputs.dtype)
     return _Combine.apply(outputs, weights, assignments.order, assignments.place, routing.tokens.index, dispatched.size)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -126,6 +126,11 @@ class Experts(nn.Module):
         for parameter in self.parameters():
             parameter.mul_(factor)
 
+    def scale_gradients(self, factor: float) -> None:
+        """From now on, multiply the gradients of all parameters by a factor (Artetxe et al. 2022, 2112.10684)."""
+        for parameter in self.parameters():
+            parameter.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
+
     def _activate(self, hidden: Tensor) -> Tensor:
         # The largest tensor of the layer: nobody else needs it, so the commonest activation writes over it.
         return torch.relu_(hidden) if self.activation in (F.relu, torch.relu) else self.activation(hidden)

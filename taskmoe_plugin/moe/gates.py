@@ -32,12 +32,14 @@ class Gates:
         probs: (…, U, E) fp32, their softmax.
         experts: (…, U, K) int64, the chosen experts, best first.
         weights: (…, U, K) fp32, what each chosen expert's output is multiplied by.
+        sparse: whether units have different numbers of experts: the last choices of some have weight 0, and are none.
     """
 
     logits: Tensor | None
     probs: Tensor
     experts: Tensor
     weights: Tensor
+    sparse: bool = False
 
     @property
     def shares(self) -> Tensor:
@@ -48,10 +50,10 @@ class Gates:
         """The gates of each of L layers, where all four tensors have L as their first dimension."""
         parts = zip(self.probs.unbind(0), self.experts.unbind(0), self.weights.unbind(0))
         logits = [None] * self.probs.size(0) if self.logits is None else self.logits.unbind(0)
-        return [Gates(each, *rest) for each, rest in zip(logits, parts)]
+        return [Gates(each, *rest, self.sparse) for each, rest in zip(logits, parts)]
 
 
-def top_k_gates(logits: Tensor, k: int, scale: float = 1.0) -> Gates:
+def top_k_gates(logits: Tensor, k: int, scale: float = 1.0, threshold: float = 0.0) -> Gates:
     """Choose the k best experts of each unit.
 
     For k > 1 the softmax probabilities of the chosen experts are renormalised to sum to 1 (GShard, algorithm 1).
@@ -62,12 +64,17 @@ def top_k_gates(logits: Tensor, k: int, scale: float = 1.0) -> Gates:
         logits: (…, U, E) fp32.
         k: experts per unit, 1 <= k <= E.
         scale: all weights are multiplied by it (the route scale of DeepSeek-V2, section 2.1.2, and torchtitan).
+        threshold: a unit has as many of its k best experts as their probabilities, which are its weights as they are,
+            need to sum to this (XMoE, Yang et al. 2024); 0: all k.
     """
     probs = logits.softmax(dim=-1)
     weights, experts = probs.topk(k, dim=-1)
-    if k > 1:
+    if threshold:
+        enough = weights.cumsum(dim=-1) - weights >= threshold
+        weights = weights.masked_fill(enough, 0.0)
+    elif k > 1:
         weights = weights / weights.sum(dim=-1, keepdim=True)
-    return Gates(logits, probs, experts, weights if scale == 1 else weights * scale)
+    return Gates(logits, probs, experts, weights if scale == 1 else weights * scale, sparse=threshold > 0)
 
 
 def check_top_k(experts: int, top_k: int) -> None:
@@ -143,7 +150,7 @@ class TaskGates(nn.Module):
         jitter: in training the embeddings are multiplied by uniform noise from [1 - jitter, 1 + jitter]. It depends on
             nothing but the number of updates and ``seed``: all processes have the same, and count the same assignments.
         seed: tells the noise of one stack from that of another.
-        scale: all weights are multiplied by it.
+        scale, threshold: see ``top_k_gates``.
     """
 
     HEAD_START = 2.0
@@ -159,11 +166,13 @@ class TaskGates(nn.Module):
         jitter: float = 0.0,
         seed: int = 0,
         scale: float = 1.0,
+        threshold: float = 0.0,
     ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.top_k = top_k
         self.scale = scale
+        self.threshold = threshold
         self.jitter = jitter
         self.seed = seed
         self.num_updates = 0
@@ -183,7 +192,7 @@ class TaskGates(nn.Module):
             if self.training and self.jitter > 0:
                 embedding = embedding * self._noise(embedding)
             logits = embedding @ weight.transpose(1, 2) / embedding.size(-1) + self.head_start.float()
-            gates = top_k_gates(logits, self.top_k, self.scale)
+            gates = top_k_gates(logits, self.top_k, self.scale, self.threshold)
             if self.top_k > 1:
                 return gates
             first = 1 / (1 + (logits.size(-1) - 1) * math.exp(-self.HEAD_START))
@@ -232,23 +241,26 @@ class FixedTaskGates(nn.Module):
         tasks: U.
         experts: E.
         top_k: K.
+        sparse: whether some tasks have fewer, see ``Gates``.
     """
 
     experts: Tensor
     weights: Tensor
 
-    def __init__(self, layers: int, tasks: int, experts: int, top_k: int) -> None:
+    def __init__(self, layers: int, tasks: int, experts: int, top_k: int, sparse: bool = False) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.num_experts = experts
+        self.sparse = sparse
         self.register_buffer("experts", torch.zeros(layers, tasks, top_k, dtype=torch.int64))
         self.register_buffer("weights", torch.zeros(layers, tasks, top_k))
 
     def forward(self) -> Gates:
         """The gates of all tasks in all layers, (L, U, …)."""
         weights = self.weights.float()
-        probs = weights.new_zeros(*weights.shape[:2], self.num_experts).scatter(2, self.experts, weights)
-        return Gates(None, probs, self.experts, weights)
+        # A choice that is none may name an expert that another one names.
+        probs = weights.new_zeros(*weights.shape[:2], self.num_experts).scatter_add(2, self.experts, weights)
+        return Gates(None, probs, self.experts, weights, self.sparse)
 
 
 class StaticTaskGates(FixedTaskGates):

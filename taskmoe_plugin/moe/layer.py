@@ -22,6 +22,7 @@ class MoELayer(nn.Module):
         capacity_factor: in training an expert takes at most ceil(factor · K · N / E) assignments; 0: dropless.
         eval_capacity_factor: the same in evaluation.
         dispatcher: for experts that are spread over processes; by default they are all here.
+        random_priority: whether in training, with a capacity, experts serve tokens in random order.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class MoELayer(nn.Module):
         capacity_factor: float = 0.0,
         eval_capacity_factor: float = 0.0,
         dispatcher: Dispatcher | None = None,
+        random_priority: bool = False,
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
@@ -40,6 +42,7 @@ class MoELayer(nn.Module):
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor = eval_capacity_factor
         self.dispatcher = LocalDispatcher() if dispatcher is None else dispatcher
+        self.random_priority = random_priority
 
     def forward(self, x: Tensor, routing: Routing | Tokens) -> tuple[Tensor, Routing]:
         """Map (T, B, C) to (T, B, C), padding to zero.
@@ -58,7 +61,8 @@ class MoELayer(nn.Module):
         else:
             routed = routing
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        shuffle = self.training and self.random_priority
         networks = self.num_experts if routed.merging is None else routed.merging.size(0)
-        rows, dispatched = self.dispatcher.dispatch(flat, routed, networks, factor)
+        rows, dispatched = self.dispatcher.dispatch(flat, routed, networks, factor, shuffle)
         outputs = self.experts(rows, dispatched.ends, dispatched.counts, routed.merging)
         return self.dispatcher.combine(outputs, dispatched).view_as(x), dispatched.routing

@@ -16,13 +16,16 @@ from taskmoe_plugin.moe.gates import Gates, full_precision
 def expert_load(gates: Gates, share: Tensor) -> Tensor:
     """(E,) fp32 summing to 1, the share of all assignments that each expert gets. Has no gradient.
 
+    Where units have different numbers of experts, their first choices count alone, as in XMoE: further ones are free.
+
     Args:
         gates: gates of U units.
         share: (U,) fp32, share of tokens of each unit, summing to 1.
     """
     load = torch.zeros(gates.probs.size(1), device=share.device)
-    k = gates.experts.size(1)
-    return load.index_add(0, gates.experts.reshape(-1), share.repeat_interleave(k) / k)
+    experts = gates.experts[:, :1] if gates.sparse else gates.experts
+    k = experts.size(1)
+    return load.index_add(0, experts.reshape(-1), share.repeat_interleave(k) / k)
 
 
 def balance_loss(gates: Gates, share: Tensor, load: Tensor | None = None) -> Tensor:

@@ -126,12 +126,25 @@ def merged_routings(
 
 
 class _LinearRouter(nn.Module):
-    def __init__(self, width: int, experts: int, top_k: int, jitter: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        top_k: int,
+        jitter: float = 0.0,
+        scale: float = 1.0,
+        threshold: float = 0.0,
+    ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.top_k = top_k
         self.scale = scale
+        self.threshold = threshold
         self.gate = LinearGate(width, experts, jitter)
+
+    def choose(self, logits: Tensor) -> Gates:
+        """The gates of logits (…, U, E)."""
+        return top_k_gates(logits, self.top_k, self.scale, self.threshold)
 
 
 class TokenRouter(_LinearRouter):
@@ -142,7 +155,7 @@ class TokenRouter(_LinearRouter):
         experts: E.
         top_k: K.
         jitter: see ``LinearGate``.
-        scale: all weights are multiplied by it.
+        scale, threshold: see ``top_k_gates``.
         allowed: (U, E) bool, the experts that the tokens of each task may choose, at least K for each; None: all.
     """
 
@@ -155,9 +168,10 @@ class TokenRouter(_LinearRouter):
         top_k: int,
         jitter: float = 0.0,
         scale: float = 1.0,
+        threshold: float = 0.0,
         allowed: Tensor | None = None,
     ) -> None:
-        super().__init__(width, experts, top_k, jitter, scale)
+        super().__init__(width, experts, top_k, jitter, scale, threshold)
         self.register_buffer("allowed", allowed, persistent=False)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
@@ -167,7 +181,7 @@ class TokenRouter(_LinearRouter):
             assert tokens.task is not None
             allowed = self.allowed.index_select(0, tokens.task.index_select(0, tokens.row))
             logits = logits.masked_fill(allowed.logical_not(), -math.inf)
-        gates = top_k_gates(logits, self.top_k, self.scale)
+        gates = self.choose(logits)
         count = tokens.row.numel()
         share = torch.full((count,), 1.0 / max(count, 1), device=x.device)
         return Routing(gates=gates, share=share, tokens=tokens, experts=gates.experts, weights=gates.weights)
@@ -177,7 +191,7 @@ class SentenceRouter(_LinearRouter):
     """Each sentence chooses its experts by the mean of its tokens (TaskMoE, section 3.1).
 
     Args:
-        width, experts, top_k, jitter, scale: as of ``TokenRouter``.
+        width, experts, top_k, jitter, scale, threshold: as of ``TokenRouter``.
     """
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
@@ -189,6 +203,6 @@ class SentenceRouter(_LinearRouter):
         if sentence is None:
             kept = tokens.take(x).float()
             sentence = kept.new_zeros(rows, x.size(1)).index_add(0, row, kept) / count.clamp(min=1).unsqueeze(1)
-        gates = top_k_gates(self.gate(sentence).unsqueeze(0), self.top_k, self.scale)
+        gates = self.choose(self.gate(sentence).unsqueeze(0))
         (routing,) = routings_of_units(gates, row, tokens, count / max(row.numel(), 1))
         return routing

@@ -40,7 +40,8 @@ class Usage:
             share: (tasks,), each task's share of the training tokens.
         """
         tasks, num_experts = gates.probs.shape
-        sums = count_usage(gates.experts, gates.weights, torch.arange(tasks, device=share.device), tasks, num_experts)
+        task = torch.arange(tasks, device=share.device)
+        sums = count_usage(gates.experts, gates.weights, task, tasks, num_experts, gates.sparse)
         return cls(*_means(sums, gates.experts.size(1)), share / share.sum())
 
     @classmethod
@@ -61,7 +62,9 @@ def _means(sums: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return weight / (assignments / top_k), count / assignments
 
 
-def count_usage(experts: Tensor, weights: Tensor, task: Tensor, tasks: int, num_experts: int) -> Tensor:
+def count_usage(
+    experts: Tensor, weights: Tensor, task: Tensor, tasks: int, num_experts: int, sparse: bool = False
+) -> Tensor:
     """(tasks, E, 2) fp32: for each task and expert the sum of gate weights and the number of assignments.
 
     Args:
@@ -70,9 +73,14 @@ def count_usage(experts: Tensor, weights: Tensor, task: Tensor, tasks: int, num_
         task: (N,) int64, the task of each token.
         tasks: number of tasks.
         num_experts: E.
+        sparse: whether choices of weight 0 are none; the others of a token then count for K together.
     """
     place = (task.unsqueeze(1) * num_experts + experts).flatten()
-    each = torch.stack([weights.flatten(), torch.ones_like(weights).flatten()], dim=1)
+    count = torch.ones_like(weights)
+    if sparse:
+        chosen = (weights > 0).to(weights.dtype)
+        count = chosen * (weights.size(1) / chosen.sum(dim=1, keepdim=True))
+    each = torch.stack([weights.flatten(), count.flatten()], dim=1)
     return each.new_zeros(tasks * num_experts, 2).index_add(0, place, each).view(tasks, num_experts, 2)
 
 
@@ -107,4 +115,5 @@ class _Count:
         if routing.merging is not None:
             each = routing.merging.index_select(0, experts.flatten())
             weights, experts = each.topk(routing.gates.experts.size(-1), dim=-1)
-        self.total.add_(count_usage(experts, weights.detach(), task, tasks, num_experts))
+        sparse = routing.gates.sparse
+        self.total.add_(count_usage(experts, weights.detach(), task, tasks, num_experts, sparse))

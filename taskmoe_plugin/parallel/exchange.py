@@ -16,7 +16,7 @@ from torch import Tensor
 from taskmoe_plugin.moe import Assignments, Dispatched, Routing, drop_beyond, expert_capacity, sort_assignments
 from taskmoe_plugin.moe.dispatch import combine, gather, serving_order, with_dropped
 from taskmoe_plugin.parallel.group import ExpertGroup
-from taskmoe_plugin.parallel.placement import count_assignments, share_capacity
+from taskmoe_plugin.parallel.placement import count_assignments, share_capacity, share_capacity_at_random
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class AllToAllDispatcher:
         self.group = group
 
     def dispatch(
-        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float
+        self, x: Tensor, routing: Routing, num_experts: int, capacity_factor: float, shuffle: bool = False
     ) -> tuple[Tensor, Dispatched]:
-        """See ``Dispatcher``. With a capacity, the batches of all processes count as one, in the order of their ranks.
+        """See ``Dispatcher``. With a capacity, the batches of all processes count as one, in the order of their ranks
+        or all shuffled.
 
         Where the host does not know the assignments of all processes beforehand, they are exchanged first; the loads of
         experts are then known of all batches together, and the shares of units become those of all of them.
@@ -62,7 +63,7 @@ class AllToAllDispatcher:
         if routing.counts is not None:
             sent = torch.tensor(routing.counts)
         else:
-            routing, assignments, sent = self._count(routing, assignments, num_experts, capacity_factor)
+            routing, assignments, sent = self._count(routing, assignments, num_experts, capacity_factor, shuffle)
         exchange, counts = self._plan(sent, x.device)
         rows = gather(x, assignments, routing)[: exchange.sent.numel()]
         size = self.group.size * exchange.room
@@ -76,14 +77,10 @@ class AllToAllDispatcher:
         exchange: _Exchange = dispatched.exchange
         returned = outputs.new_zeros(self.group.size * exchange.room, outputs.size(1))
         returned = _AllToAll.apply(self.group.group, returned.index_copy(0, exchange.received, outputs))
-        rows = returned.index_select(0, exchange.sent)
-        missing = dispatched.assignments.order.numel() - rows.size(0)
-        # What was dropped is sorted last, and has no weight.
-        rows = torch.cat([rows, rows.new_zeros(missing, rows.size(1))]) if missing else rows
-        return combine(rows, dispatched)
+        return combine(returned.index_select(0, exchange.sent), dispatched)
 
     def _count(
-        self, routing: Routing, assignments: Assignments, num_experts: int, capacity_factor: float
+        self, routing: Routing, assignments: Assignments, num_experts: int, capacity_factor: float, shuffle: bool
     ) -> tuple[Routing, Assignments, Tensor]:
         """Exchange how many assignments every process has, and drop what exceeds a capacity."""
         tokens, k = routing.experts.shape
@@ -95,8 +92,8 @@ class AllToAllDispatcher:
         if not capacity_factor:
             return routing, assignments, choices.sum(1)
         capacity = expert_capacity(capacity_factor, int(choices.sum()) // k, num_experts, k)
-        taken, ahead = share_capacity(choices, capacity, self.group.rank)
-        turn = serving_order(routing)
+        taken, ahead = (share_capacity_at_random if shuffle else share_capacity)(choices, capacity, self.group.rank)
+        turn = serving_order(routing, shuffle)
         assignments = drop_beyond(
             assignments, routing.experts, turn, capacity, ahead.to(turn.device, non_blocking=True)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,3 +38,21 @@ def share_capacity(choices: Tensor, capacity: int, process: int) -> tuple[Tensor
     taken = (capacity - before).clamp(min=0).minimum(choices).sum(1)
     own = choices[process]
     return taken, before[process] - (own.cumsum(0) - own)
+
+
+def share_capacity_at_random(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]:
+    """``share_capacity``, but those of one choice in random order, in which the processes' are mixed.
+
+    How many of each process are served is drawn from a multivariate hypergeometric distribution, seeded with what all
+    processes know: all of them draw the same. Which of its own they are is for each process to draw.
+    """
+    numbers = np.random.default_rng(choices.flatten().tolist())
+    each = choices.numpy()
+    served, left = np.zeros_like(each), np.full(each.shape[2], capacity)
+    for choice, expert in np.ndindex(*each.shape[1:]):
+        own = each[:, choice, expert]
+        count = min(int(left[expert]), int(own.sum()))
+        served[:, choice, expert] = own if count == own.sum() else numbers.multivariate_hypergeometric(own, count)
+        left[expert] -= count
+    kept, mine = torch.from_numpy(served), choices[process]
+    return kept.sum(1), capacity - kept[process] - (mine.cumsum(0) - mine)

@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
@@ -175,6 +176,8 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     rows = [config.table.names.index(name) for name in kept.names]
     tables = task_tables(checkpoint.tensors, config)
     gates = {layer: _rows(table, rows) for layer, table in tables.items()}
+    if config.threshold:
+        gates = {layer: _chosen(*table) for layer, table in gates.items()}
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
     form = StackForm.FOLDED if len(kept.names) == 1 else StackForm.ROUTED
     return StackPlan(config, form, layers, moe_layers, tuple(pairs), gates, kept.names, task)
@@ -189,6 +192,14 @@ def args_for(args: Namespace, pairs: Sequence[str]) -> Namespace:
 
 def _rows(table: Gates, rows: list[int]) -> tuple[Tensor, Tensor]:
     return table.experts[rows], table.weights[rows]
+
+
+def _chosen(experts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The gates of tasks without choices that are none: a single task has fewer, several name their first again."""
+    none = weights == 0
+    if len(none) == 1:
+        return experts[:, ~none[0]], weights[:, ~none[0]]
+    return torch.where(none, experts[:, :1], experts), weights
 
 
 def _ids(langs: list[str], pair: str) -> tuple[int, int]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskmoe_plugin.moe import Routing, Tokens, routings_of_units
-from tests.helpers.moe import make_layer
+from taskmoe_plugin.moe import Routing, Tokens
+from tests.helpers.moe import make_layer, route_tasks
 
 WIDTH, EXPERTS, TASKS, ROWS, LENGTH = 16, 8, 3, 32, 4
 
@@ -16,7 +16,7 @@ class LayerOnDevice:
     """A layer and its input, of which the host knows what a stack knows: the tokens of each expert of a task.
 
     Args:
-        kind: ``task``, ``static``, ``sentence`` or ``token``.
+        kind: ``task``, ``static``, ``merged``, ``sentence`` or ``token``.
         dtype: of parameters and activations.
         padded: whether there is padding.
         device: where all of it is.
@@ -31,11 +31,12 @@ class LayerOnDevice:
         padding[0, 0] = padded
         self.tokens = Tokens.from_padding(padding.to(device), ROWS * LENGTH - int(padded))
         self.unit = self.tokens.row % TASKS
-        self.share = torch.full((TASKS,), 1 / TASKS, device=device)
         self.counts = None
-        if self.gates is not None:
+        if kind == "merged":
+            self.counts = self.unit.bincount(minlength=TASKS).tolist()
+        elif self.gates is not None:
             owners = self.gates().experts[0].index_select(0, self.unit)
-            self.counts = [[owners.flatten().bincount(minlength=EXPERTS).tolist()]]
+            self.counts = owners.flatten().bincount(minlength=EXPERTS).tolist()
         generator = torch.Generator().manual_seed(1)
         self.x = torch.randn(LENGTH, ROWS, WIDTH, generator=generator).to(device, dtype).requires_grad_()
 
@@ -43,8 +44,7 @@ class LayerOnDevice:
         """What the layer does with the batch."""
         if self.gates is None:
             return self.tokens
-        (routing,) = routings_of_units(self.gates(), self.unit, self.tokens, self.share, self.counts, by_task=True)
-        return routing
+        return route_tasks(self.gates, self.unit, self.tokens, self.counts)
 
     def step(self) -> Tensor:
         """One pass forward and backward; returns the output."""

@@ -48,6 +48,11 @@ def test_static_gates(corpus: Corpus, device: torch.device, precision: str) -> N
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_merged_experts(corpus: Corpus, device: torch.device, precision: str) -> None:
+    check(corpus, device, precision, "--moe-combine", "weights", "--activation-dropout", 0.1)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("capacity", ["--moe-capacity-factor", "--moe-eval-capacity-factor"])
 def test_a_capacity(corpus: Corpus, device: torch.device, tmp_path: Path, capacity: str, precision: str) -> None:
     check(corpus, device, precision, *routing_flags("token", "token", tmp_path), capacity, 1)

@@ -12,6 +12,7 @@ import torch
 from taskmoe_plugin.moe import TaskGates
 from tests.gpu.layers import EXPERTS, TASKS, WIDTH, LayerOnDevice
 from tests.helpers.models import build_grouped, net_input, rows
+from tests.helpers.moe import BY_TASK, ROUTINGS
 
 WAITING = "called a synchronizing CUDA operation"
 
@@ -31,9 +32,9 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 HALF = ("bfloat16", "float16")
 # In fp32 there is a product for each expert: only those that a task's tokens are counted for beforehand need no look.
 CASES = [
-    *((kind, dtype, 0.0) for kind in ("task", "static", "sentence", "token") for dtype in HALF),
+    *((kind, dtype, 0.0) for kind in ROUTINGS for dtype in HALF),
     *(("token", dtype, 1.0) for dtype in HALF),
-    *((kind, "float32", 0.0) for kind in ("task", "static")),
+    *((kind, "float32", 0.0) for kind in BY_TASK),
 ]
 
 
@@ -64,12 +65,16 @@ def test_the_check_notices_what_waits(device: torch.device) -> None:
         torch.ones(2, device=device).sum().item()
 
 
+def routed_by(routing: str) -> dict[str, str]:
+    return {f"{stack}_moe_routing": routing for stack in ("encoder", "decoder")}
+
+
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("routing", ["source", "pair", "group", "sentence", "token"])
+@pytest.mark.parametrize("routing", ["source", "merged", "pair", "group", "sentence", "token"])
 def test_a_stack_waits_once_at_most_to_route_a_batch(
     device: torch.device, tmp_path, routing: str, training: bool
 ) -> None:
-    flags = {f"{stack}_moe_routing": routing for stack in ("encoder", "decoder")}
+    flags = {"moe_combine": "weights"} if routing == "merged" else routed_by(routing)
     model = build_grouped(tmp_path, moe_freq=1, moe_expert_count=4, **flags).to(device).train(training)
     batch = {name: value.to(device) for name, value in net_input(rows()).items()}
     padding = batch["src_tokens"].eq(model.encoder.padding_idx)

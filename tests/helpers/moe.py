@@ -68,16 +68,24 @@ class RoutedMoE(nn.Module):
         return self.moe(x, batch.tokens if self.gates is None else self.route(x, batch))
 
 
-def route_tasks(gates: nn.Module, task: Tensor, tokens: Tokens) -> Routing:
-    """The routing of one layer by gates of tasks, of which each token has one."""
+def route_tasks(gates: nn.Module, task: Tensor, tokens: Tokens, counts: list[int] | None = None) -> Routing:
+    """The routing of one layer by gates of tasks, of which each token has one.
+
+    Args:
+        gates: of tasks.
+        task: (N,) int64.
+        tokens: the N tokens.
+        counts: the number of assignments of each expert, or of tokens of each network, where the host knows it.
+    """
     found = gates()
     tasks = found.probs.size(1)
     share = torch.full((tasks,), 1 / tasks, device=task.device)
     if isinstance(gates, MergingTaskGates):
         # As if all tasks were in every batch.
-        (routing,) = merged_routings(found, torch.arange(tasks, device=task.device), task, tokens, share)
+        (routing,) = merged_routings(found, torch.arange(tasks, device=task.device), task, tokens, share, counts)
     else:
-        (routing,) = routings_of_units(found, task, tokens, share, by_task=True)
+        by_expert = None if counts is None else [[counts]]
+        (routing,) = routings_of_units(found, task, tokens, share, by_expert, by_task=True)
     return routing
 
 

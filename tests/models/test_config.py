@@ -28,6 +28,9 @@ WRONG = [
         {"moe_task_gate": "static", "encoder_moe_routing": "token", "decoder_moe_routing": "sentence"},
         "--moe-task-gate static: no stack routes by task",
     ),
+    ({"moe_threshold": 1.5}, "--moe-threshold 1.5: give a value above 0, at most 1"),
+    ({"moe_threshold": 0.5, "moe_top_k": 1}, "--moe-threshold 0.5: chooses how many experts up to --moe-top-k"),
+    ({"moe_threshold": 0.5, "moe_task_gate": "static"}, "--moe-threshold 0.5: is not supported with --moe-task-gate"),
     ({"moe_router_jitter": 1.0}, "--moe-router-jitter 1.0: give a value from 0"),
     ({"moe_router_jitter": -0.1}, "--moe-router-jitter -0.1: give a value from 0"),
     (

@@ -19,6 +19,7 @@ from taskmoe_plugin.moe import (
     expert_capacity,
     sort_assignments,
 )
+from tests.helpers.moe import make_layer
 
 WIDTH = 3
 
@@ -148,6 +149,23 @@ def test_first_choices_are_served_before_the_second_choices_of_earlier_tokens() 
     # Expert 0 serves token 0's first choice, then token 1's second; expert 1 the first choices of tokens 1 and 2.
     assert found.kept.tolist() == [[True, False], [True, True], [True, False]]
     assert found.ends.tolist() == [2, 4]
+
+
+def test_in_random_order_every_token_is_as_likely_to_be_served_first_choices_before_second_ones() -> None:
+    layer = make_layer("token", experts=2, top_k=2, width=WIDTH, capacity_factor=0.75, random_priority=True).moe
+    # All tokens have expert 0 first, so that it has room for 6 of 8 first choices, and the other for 6 second ones.
+    layer.router.gate.weight.data = torch.tensor([[1.0], [-1.0]]).expand(2, WIDTH).clone()
+    x, tokens = torch.ones(4, 2, WIDTH), Tokens.from_padding(torch.zeros(2, 4, dtype=torch.bool))
+    torch.manual_seed(0)
+    served = torch.zeros(8, 2)
+    for _ in range(400):
+        served += (layer(x, tokens)[1].weights > 0).float()
+    assert served.sum(dim=0).tolist() == [400 * 6, 400 * 6]
+    # Six standard deviations of a share of 400 draws.
+    assert (served / 400 - 0.75).abs().max() < 6 * (0.75 * 0.25 / 400) ** 0.5
+    # In evaluation, and without the flag, the first ones are served.
+    layer.eval_capacity_factor = 0.75
+    assert (layer.eval()(x, tokens)[1].weights > 0)[:, 0].view(4, 2)[-1].tolist() == [True, False]
 
 
 def test_assignments_of_other_processes_are_served_before() -> None:

@@ -126,7 +126,8 @@ DDP = {
 NOISY = {
     "task": Scenario((EVEN, ONE_TASK, FILLER, HALVES), {**NOISE, "dropout": 0.1}),
     "token": Scenario(
-        (EVEN, ONE_TASK, FILLER, HALVES), {**TOKEN, "moe_router_jitter": 0.5, "moe_capacity_factor": 1.0}
+        (EVEN, ONE_TASK, FILLER, HALVES),
+        {**TOKEN, "moe_router_jitter": 0.5, "moe_capacity_factor": 1.0, "moe_random_token_priority": True},
     ),
     "sentence": Scenario((EVEN, ONE_TASK, FILLER), {**_routed("sentence", "sentence"), "moe_router_jitter": 0.5}),
 }

@@ -174,7 +174,7 @@ def test_several_pairs_in_one_model_are_refused(
         "--path",
         full,
         "--lang-pairs",
-        "en-de+fr-en",
+        "de-en+fr-en",
         "--output-dir",
         tmp_path,
         "--format",

@@ -120,6 +120,31 @@ def test_several_pairs_of_merged_experts_have_a_network_for_each_task(
         assert_equal(generate(corpus, subnet / "model.pt", pair).hypotheses, generate(corpus, path, pair).hypotheses)
 
 
+def test_with_a_threshold_every_pair_has_its_own_width(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
+    flags = ("--moe-threshold", 0.7, "--moe-top-k", 4, "--moe-expert-count", 8, "--moe-route-scale", 2)
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *flags)
+
+    def spread_gates(state: Any) -> None:
+        for stack in ("encoder", "decoder"):
+            state["model"][f"{stack}.tasks.gates.weight"] *= 20
+
+    path = rewrite(path, path, spread_gates)
+    widths = set()
+    for pair in ("en-de", "fr-en"):
+        subnet = extract(corpus, path, tmp_path, pair, "--unpadded")
+        translated = generate(corpus, path, pair).hypotheses
+        assert_equal(generate(corpus, subnet / "model.pt", pair).hypotheses, translated)
+        content = json.loads((subnet / "subnet.json").read_text())
+        for stack, width in content["ffn_dims"].items():
+            weights = content["gates"][stack]["1"][pair]["weights"]
+            assert min(weights) > 0
+            assert width == [24, 24 * len(weights)]
+            widths.add(width[1])
+    assert len(widths) > 1
+    union = extract(corpus, path, tmp_path, "en-de+fr-en")
+    assert_equal(generate(corpus, union / "model.pt", "fr-en").hypotheses, translated)
+
+
 def test_a_union_knows_no_other_pairs(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     routing = ("--encoder-moe-routing", "pair", "--decoder-moe-routing", "pair")
     path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *routing)
