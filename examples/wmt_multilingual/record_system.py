@@ -25,7 +25,7 @@ from sacrebleu.significance import PairedTest
 
 import text
 from score import read_translations, score_direction
-from taskmoe_plugin.parallel.shards import is_stacked
+from taskmoe_plugin.parallel.manifest import is_stacked
 from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from text import Direction, TextError

@@ -36,6 +36,11 @@ made_with() {
     declare -p $(settings_of "$1")
 }
 
+record_settings() {
+    made_with "$1" >"$WORK_DIR/made_with/.$1"
+    mv "$WORK_DIR/made_with/.$1" "$WORK_DIR/made_with/$1"
+}
+
 # What each step makes. Where that is not all that is in the way of making it again, a colon and the rest.
 OUTPUTS=(
     download=corpora text=text vocabulary=vocabulary pieces=pieces binary=binary model=model/finished
@@ -62,7 +67,7 @@ step() {
         echo "== $name: done already ($output)"
     else
         echo "== $name"
-        made_with "$name" >"$WORK_DIR/made_with/$name"
+        record_settings "$name"
         "$@"
     fi
     stop_after "$name"
@@ -102,7 +107,7 @@ score "$WORK_DIR" "$LANG_PAIRS"
 stop_after scores
 for test_set in ${TEST_SETS//,/ }; do
     echo "== test set $test_set"
-    made_with test_sets >"$WORK_DIR/made_with/test_sets"
+    record_settings test_sets
     TEST_SET=$test_set "$EXAMPLE/translate_test_set.sh" "$1"
     directory=$WORK_DIR/test_sets/${test_set//\//_}
     score "$directory" "$(cat "$directory/text/directions")"

@@ -16,6 +16,11 @@ from fairseq.trainer import Trainer
 
 from taskmoe_plugin.bench.model_args import moe_args
 from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.files.binarised import check_pieces, check_set
+from taskmoe_plugin.files.dictionaries import read_dictionary
+from taskmoe_plugin.files.loading import load
+from taskmoe_plugin.files.writing import save
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.extract import Options, extract
 
 KEPT = 4  # the random text uses one word in so many
@@ -39,22 +44,29 @@ class Source:
 
 
 def given_source(args: Namespace, sentences: int) -> Source:
-    """The user's own model and test set, repeated until there are enough sentences; or raise ``UsageError``."""
+    """The user's own model and test set, repeated until there are enough sentences.
+
+    Raises:
+        TaskMoEError: a flag or a file is missing, or a file is damaged.
+    """
     if not (args.path and args.lang_pair):
         raise UsageError(
             "DATA_BIN needs --path CKPT and --lang-pair PAIR; without all three, random models are measured"
         )
+    Checkpoint.open(Path(args.path))
     lang = args.lang_pair.split("-")[0]
     data, name = Path(args.data_bin), f"test.{args.lang_pair}.{lang}"
     dictionary = data / f"dict.{lang}.txt"
-    for path in (Path(args.path), data / f"{name}.bin", dictionary):
-        if not path.is_file():
-            raise UsageError(
-                f"{path}: no such file; give a checkpoint and the DATA_BIN with the test set of --lang-pair"
-            )
-    words = Dictionary.load(str(dictionary))
-    test = data_utils.load_indexed_dataset(str(data / name), words)
-    found = [words.string(test[index]).split() for index in range(min(len(test), sentences))]
+    for path in (data / f"{name}.bin", dictionary):
+        if not path.exists():
+            raise UsageError(f"{path}: no such file; give the DATA_BIN with the test set of --lang-pair")
+    read_dictionary(dictionary)
+    words, prefix = Dictionary.load(str(dictionary)), str(data / name)
+    check_set(prefix)
+    test = data_utils.load_indexed_dataset(prefix, words)
+    rows = [test[index] for index in range(min(len(test), sentences))]
+    check_pieces(prefix, max(int(row.max()) for row in rows), len(words))
+    found = [words.string(row).split() for row in rows]
     return Source(data, Path(args.path), args.lang_pair, list(islice(cycle(found), sentences)))
 
 
@@ -77,6 +89,7 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
         str(directory), "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs),
         *moe_args(args, "task", args.experts), "--share-all-embeddings", "--encoder-langtok", "tgt",
         "--optimizer", "adam", "--lr", "1e-4", "--max-tokens", "4096", "--cpu", "--no-save",
+        "--save-dir", str(directory),  # where no checkpoint is, from which to go on
     ]  # fmt: skip
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), fairseq_args))
     task = tasks.setup_task(cfg.task)
@@ -90,15 +103,15 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
 
 def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: Any) -> Path:
     """Write the checkpoint of a freshly initialised model that differs from another one in some of its arguments."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    state = load(checkpoint)
     # Those of a subnet for stock fairseq are dictionaries.
     flags = {name: Namespace(**_flags(state["cfg"][name])) for name in ("model", "task")}
     vars(flags["model"]).update(model_args)
     flags["task"].data = str(data)
     state["cfg"].update(flags)
-    state["model"] = tasks.setup_task(flags["task"]).build_model(flags["model"]).state_dict()
+    state["model"] = tasks.setup_task(flags["task"]).build_model(flags["model"], from_checkpoint=True).state_dict()
     state.pop("last_optimizer_state", None)
-    torch.save(state, path)
+    save(state, path)
     return path
 
 
@@ -123,6 +136,6 @@ def subnet(source: Source, directory: Path, **options: Any) -> Path:
 
 def language_tokens(source: Source) -> dict[str, list[str]]:
     """The tokens that fairseq puts before the target, and that CTranslate2 must be given."""
-    task = torch.load(source.checkpoint, map_location="cpu", weights_only=True, mmap=True)["cfg"]["task"]
+    task = load(source.checkpoint)["cfg"]["task"]
     target = source.pair.split("-")[1]
     return {"target_prefix": [f"__{target}__"] if task.decoder_langtok else []}

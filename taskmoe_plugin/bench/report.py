@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.files.writing import new_file, new_files
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "fairseq", "ve-fairseq", "fairscale", "ctranslate2", "taskmoe-plugin")
+KINDS = ("layer", "train", "parallel", "decode")
 SUFFIXES = (".json", ".csv", ".png")
 
 
@@ -29,7 +31,7 @@ class Report:
     """One run of a benchmark.
 
     Attributes:
-        name: ``layer``, ``train`` or ``decode``.
+        name: one of ``KINDS``.
         command: the command line, as typed.
         environment: machine, versions, threads, load when the run began.
         rows: one dictionary per figure.
@@ -44,11 +46,24 @@ class Report:
     def read(cls, path: Path) -> Report:
         """Read what ``write`` wrote, or raise ``UsageError``."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            report = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if report.name not in KINDS:
+                raise ValueError(f"its name is {report.name!r}")
+            return report
         except (OSError, ValueError, TypeError) as error:
-            raise UsageError(
-                f"{path}: not a report of taskmoe bench ({error}); give the .json file that a run wrote"
-            ) from error
+            raise UsageError(f"{path}: {_not_a_report(error)}") from error
+
+    def summary(self, path: Path) -> str:
+        """Its table, or raise ``UsageError`` if it is not that of a run; ``path`` is where it was read."""
+        bench = import_module(f"taskmoe_plugin.bench.{self.name}")
+        try:
+            return bench.summary(self.rows)  # type: ignore[no-any-return]
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UsageError(f"{path}: {_not_a_report(error)}") from error
+
+
+def _not_a_report(error: Exception) -> str:
+    return f"not a report of taskmoe bench ({error}); give the .json file that a run wrote"
 
 
 def environment(threads: int, cpu_time: bool, device: str = "cpu") -> dict[str, Any]:
@@ -103,22 +118,17 @@ def write(report: Report, prefix: str, draw: Callable[[Any], None]) -> list[Path
         The files written.
     """
     paths = [Path(prefix + suffix) for suffix in SUFFIXES]
-    _replace(paths[0], lambda path: path.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8"))
-    _replace(paths[1], lambda path: _write_csv(path, report.rows))
+    # Of an earlier run no plot is left.
+    with new_files(paths[0].parent, [path.name for path in paths], f"--output {prefix}") as temporary:
+        content = json.dumps(asdict(report), indent=1) + "\n"
+        (temporary / paths[0].name).write_text(content, encoding="utf-8")
+        _write_csv(temporary / paths[1].name, report.rows)
     if not find_spec("matplotlib"):
         print("taskmoe: no plot was made: matplotlib is not installed; pip install matplotlib", file=sys.stderr)
         return paths[:2]
-    _replace(paths[2], lambda path: _write_plot(path, report, draw))
+    with new_file(paths[2], f"--output {prefix}") as plot:
+        _write_plot(plot, report, draw)
     return paths
-
-
-def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_to(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -84,6 +84,7 @@ def setup(args: Namespace, data: str, langs: list[str], system_args: list[str]) 
     fairseq_args = [
         data, "--langs", ",".join(langs), "--lang-pairs", ",".join(pairs), *system_args,
         "--share-all-embeddings", "--label-smoothing", "0.1", "--optimizer", "adam", "--lr", "1e-4",
+        "--save-dir", data,  # where no checkpoint is, from which to go on
         "--max-tokens", str(args.tokens), "--no-save", *(["--cpu"] if args.device == "cpu" else []),
         *([] if args.precision == "fp32" else [f"--{args.precision}"]),
     ]  # fmt: skip

@@ -199,5 +199,4 @@ def _quiet() -> Iterator[None]:
 def _show(args: Namespace) -> None:
     from taskmoe_plugin.bench.report import Report
 
-    found = Report.read(args.report)
-    print(import_module(f"taskmoe_plugin.bench.{found.name}").summary(found.rows))
+    print(Report.read(args.report).summary(args.report))

@@ -17,7 +17,8 @@ from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, load
 from taskmoe_plugin.models.config import check_format
 from taskmoe_plugin.models.subnet_shape import SubnetShape
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards, is_stacked
+from taskmoe_plugin.parallel.manifest import KEY, is_stacked
+from taskmoe_plugin.parallel.shards import ExpertShards
 from taskmoe_plugin.subnet import pages
 from taskmoe_plugin.subnet.checkpoint import MODEL, MappedTensors, tied_names
 from taskmoe_plugin.subnet.scratch import Scratch
@@ -58,7 +59,7 @@ class Source:
         own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
         pages.disable_readahead(own.values())
         manifest = state["model"].get(KEY)
-        shards = ExpertShards(manifest, [path.absolute().parent]) if manifest else None
+        shards = ExpertShards(manifest, [path.absolute().parent], str(path)) if manifest else None
         if shards is not None:
             shards.check_complete()
         return cls(path, state, MappedTensors(path, own, tied_names(args), shards))

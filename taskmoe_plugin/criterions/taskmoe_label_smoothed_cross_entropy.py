@@ -31,11 +31,16 @@ class TaskMoELabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyC
         default=0.0, metadata={"help": "weight of the balance loss of gates that choose by task"}
     )
     moe_z_loss_wt: float = field(default=0.0, metadata={"help": "weight of the z-loss of the gates"})
+    moe_mutual_information_wt: float = field(
+        default=0.0,
+        metadata={"help": "weight of the mutual information of experts and tokens, which is maximised (DS-MoE)"},
+    )
 
 
 @register_criterion("taskmoe_label_smoothed_cross_entropy", dataclass=TaskMoELabelSmoothedCrossEntropyCriterionConfig)
 class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
-    """loss = label-smoothed cross-entropy + sample size · Σ over MoE layers of (w · balance loss + z · z-loss).
+    """loss = label-smoothed cross-entropy + sample size · Σ over MoE layers of (w · balance loss + z · z-loss
+    + m · mutual information loss).
 
     Gates of tasks have a weight w of their own, by default 0: their experts are dealt evenly, and a load that is uneven
     because one task is half of the tokens cannot be evened by choosing other experts.
@@ -60,12 +65,18 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         moe_gate_loss_wt: float = 0.01,
         moe_task_gate_loss_wt: float = 0.0,
         moe_z_loss_wt: float = 0.0,
+        moe_mutual_information_wt: float = 0.0,
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
-        weights = {"gate": moe_gate_loss_wt, "task-gate": moe_task_gate_loss_wt, "z": moe_z_loss_wt}
+        weights = {
+            "gate-loss": moe_gate_loss_wt,
+            "task-gate-loss": moe_task_gate_loss_wt,
+            "z-loss": moe_z_loss_wt,
+            "mutual-information": moe_mutual_information_wt,
+        }
         raise_all(
             [
-                f"--moe-{name}-loss-wt {weight}: give a finite number"
+                f"--moe-{name}-wt {weight}: give a finite number"
                 for name, weight in weights.items()
                 if not math.isfinite(weight)
             ]
@@ -73,6 +84,7 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         self.gate_loss_wt = moe_gate_loss_wt
         self.task_gate_loss_wt = moe_task_gate_loss_wt
         self.z_loss_wt = moe_z_loss_wt
+        self.mutual_information_wt = moe_mutual_information_wt
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
@@ -95,7 +107,7 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
             records = net_output[1]["moe"][stack]
             weights = self._weights(records)
             with nullcontext() if any(weights.values()) else torch.no_grad():
-                found = statistics(records, loss.device)
+                found = statistics(records, self._logged, loss.device)
             scale = self._sample_size_of(records, model, sample, sample_size)
             for name, weight in weights.items():
                 if weight:
@@ -114,7 +126,16 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
     def _weights(self, records: list[GateRecord]) -> dict[str, float]:
         """The weight of each loss of the gates of a stack."""
         by_task = any(record.by_task for record in records)
-        return {"balance_loss": self.task_gate_loss_wt if by_task else self.gate_loss_wt, "z_loss": self.z_loss_wt}
+        return {
+            "balance_loss": self.task_gate_loss_wt if by_task else self.gate_loss_wt,
+            "z_loss": self.z_loss_wt,
+            "mutual_information_loss": self.mutual_information_wt,
+        }
+
+    @property
+    def _logged(self) -> list[str]:
+        """What is computed of gates: the mutual information only where it is asked for."""
+        return [name for name in STATISTICS if name != "mutual_information_loss" or self.mutual_information_wt]
 
     def _sample_size_of(self, records: list[GateRecord], model: Any, sample: dict[str, Any], sample_size: Any) -> Any:
         """The size of what the shares of tokens are of: this batch, or those of all processes; then a collective."""
@@ -146,5 +167,7 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
         sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
         for stack in STACKS:
             for name in STATISTICS:
+                if not any(f"{stack}_{name}" in log for log in logging_outputs):
+                    continue
                 total = sum(log.get(f"{stack}_{name}", 0) for log in logging_outputs)
                 metrics.log_scalar(f"{stack}_{name}", total / sample_size, sample_size, round=3)

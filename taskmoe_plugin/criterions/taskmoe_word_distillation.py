@@ -46,6 +46,7 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
         moe_gate_loss_wt: float = 0.01,
         moe_task_gate_loss_wt: float = 0.0,
         moe_z_loss_wt: float = 0.0,
+        moe_mutual_information_wt: float = 0.0,
     ) -> None:
         super().__init__(
             task,
@@ -56,6 +57,7 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
             moe_gate_loss_wt,
             moe_task_gate_loss_wt,
             moe_z_loss_wt,
+            moe_mutual_information_wt,
         )
         if not 0 <= distill_wt <= 1:
             raise UsageError(f"--distill-wt {distill_wt:g}: give a value from 0 to 1")

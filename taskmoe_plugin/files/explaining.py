@@ -1,16 +1,24 @@
-"""Why one of fairseq's commands could not load a checkpoint: fairseq lets PyTorch's error through, without the name."""
+"""Why one of fairseq's commands could not load a checkpoint: fairseq lets errors through that do not name the file."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import TracebackType
 
-from taskmoe_plugin.errors import TaskMoEError
+import torch
+
+from taskmoe_plugin.errors import TaskMoEError, UsageError
 from taskmoe_plugin.files.loading import LoadError, load
 
-_MODULE = "fairseq.checkpoint_utils"
 # The functions that load, and their variables that have the name of the file.
-_FUNCTIONS = {"load_checkpoint_to_cpu": "path", "load_model_ensemble_and_task": "filename"}
+_LOADING = {
+    ("fairseq.checkpoint_utils", "load_checkpoint_to_cpu"): "path",
+    ("fairseq.checkpoint_utils", "load_model_ensemble_and_task"): "filename",
+    ("fairseq.trainer", "load_checkpoint"): "filename",
+}
+_OTHERS = ("fairseq.models", "fairseq.tasks", "taskmoe_plugin")  # where an error is not of the file
+_MISFITS = re.compile(r"Error\(s\) in loading state_dict for \w+:\s*([^\n]+)")
 
 
 def explain(error: BaseException) -> TaskMoEError | None:
@@ -19,9 +27,17 @@ def explain(error: BaseException) -> TaskMoEError | None:
     Args:
         error: what ends the process.
     """
-    path = _loading(error.__traceback__)
-    if path is None:
+    path, of_file = _loading(error.__traceback__)
+    if path is None or not isinstance(error, Exception) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return None
+    misfit = _MISFITS.match(str(error)) or _MISFITS.match(str(error.__context__))
+    if misfit:
+        return UsageError(f"{path}: its weights do not fit the model ({misfit[1]}); give one of the same flags")
+    if not of_file:
+        return None
+    if isinstance(error, AssertionError) and str(error):
+        # fairseq compares optimizer and criterion, and says which flag helps.
+        return UsageError(f"{path}: {str(error)[:1].lower()}{str(error)[1:]}")
     try:
         load(Path(path))
     except LoadError as reason:
@@ -29,14 +45,16 @@ def explain(error: BaseException) -> TaskMoEError | None:
     return TaskMoEError(f"{path}: no checkpoint that fairseq can use; give one that training wrote")
 
 
-def _loading(trace: TracebackType | None) -> str | None:
-    """The file that the innermost of fairseq's functions was loading, if the error is not of a model or a task."""
-    found = None
+def _loading(trace: TracebackType | None) -> tuple[str | None, bool]:
+    """The file that fairseq was loading, and whether nothing else had begun since."""
+    path, of_file = None, False
     while trace is not None:
         frame = trace.tb_frame
-        if frame.f_globals.get("__name__") == _MODULE and frame.f_code.co_name in _FUNCTIONS:
-            found = frame.f_locals.get(_FUNCTIONS[frame.f_code.co_name])
-        elif frame.f_globals.get("__name__", "").startswith(("fairseq.models", "fairseq.tasks", "taskmoe_plugin")):
-            found = None
+        module = frame.f_globals.get("__name__", "")
+        variable = _LOADING.get((module, frame.f_code.co_name))
+        if variable is not None:
+            path, of_file = frame.f_locals.get(variable), True
+        elif module.startswith(_OTHERS):
+            of_file = False
         trace = trace.tb_next
-    return found
+    return path, of_file

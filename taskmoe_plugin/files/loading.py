@@ -19,6 +19,8 @@ _REFUSAL = re.compile(
     r"call reduce for unrecognized function ([^\n]+)|Can only (?:build|create new object)[^\n]+"
 )
 
+_REASON = re.compile(r"WeightsUnpickler error:\s*(.*?)\s*(?:Check the documentation|$)", re.DOTALL)
+
 
 class LoadError(ValueError):
     """A file that cannot be loaded. Its text says why, to be put after the file's name.
@@ -70,13 +72,30 @@ def load(path: Path) -> Any:
     """
     complete = _look(path)
     try:
-        with exact_offsets():
+        with _exact_offsets():
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # damaged pickles raise almost anything
         raise _diagnose(error, complete) from error
 
 
-def exact_offsets() -> AbstractContextManager[Any]:
+def is_archive(path: Path) -> bool:
+    """Whether a file begins like those of ``torch.save``, whole or not.
+
+    Raises:
+        UnreadableFile: the system refuses to read it.
+    """
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_ZIP)) == _ZIP
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _exact_offsets() -> AbstractContextManager[Any]:
     """Within the context PyTorch computes where tensors are in a file, rather than look each of them up in it."""
     try:
         from torch.utils.serialization import config
@@ -116,7 +135,9 @@ def _diagnose(error: Exception, complete: bool) -> LoadError:
     if refused:
         name = next(filter(None, refused.groups()), "")
         return RefusedFile(f"holds Python objects that safe loading refuses{f' ({name})' if name else ''}")
-    return DamagedFile(f"damaged ({_short(str(error) or type(error).__name__)})")
+    # PyTorch puts advice for developers around the reason.
+    reason = _REASON.search(str(error))
+    return DamagedFile(f"damaged ({_short(reason[1] if reason else str(error)) or type(error).__name__})")
 
 
 def _short(text: str, limit: int = 120) -> str:

@@ -91,6 +91,11 @@ def new_files(directory: Path, names: Sequence[str], name: str) -> Iterator[Path
                     (directory / each).unlink(missing_ok=True)
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove temporary files and directories that writers to a directory left when they were killed."""
+    _remove_unlocked(directory, "*")
+
+
 def save(state: Any, path: Path) -> None:
     """``torch.save``, but what goes wrong comes as itself.
 
@@ -132,7 +137,7 @@ def _temporary(path: Path, directory: bool) -> Iterator[Path]:
     """A new empty file or directory beside ``path`` that no other process touches; removed at the end."""
     if directory:
         path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    _remove_unlocked(path.parent, glob.escape(path.name[:_NAME]))
     temporary, lock = _make(path, directory)
     try:
         yield temporary
@@ -153,9 +158,8 @@ def _make(path: Path, directory: bool) -> tuple[Path, int]:
             return temporary, lock
 
 
-def _remove_leftovers(path: Path) -> None:
-    pattern = f".{glob.escape(path.name[:_NAME])}.{'[0-9a-f]' * _TOKEN}.tmp"
-    for left in path.parent.glob(pattern):
+def _remove_unlocked(directory: Path, name: str) -> None:
+    for left in directory.glob(f".{name}.{'[0-9a-f]' * _TOKEN}.tmp"):
         lock = _lock(left)
         if lock is not None:
             _remove(left)

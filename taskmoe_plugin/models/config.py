@@ -55,6 +55,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-expert-grad-scale", type=float, metavar="S",
         help="multiply the gradients of experts by S before they are clipped; the square root of E is what fairseq's "
         "moe branch calls sqrt_world_size (default: 1)")  # fmt: skip
+    add("--moe-dense-training", action="store_true",
+        help="in training every token uses all experts, weighted by their probabilities, so that all gates learn from "
+        "every token; --moe-top-k is for translation alone (DS-MoE); see --moe-mutual-information-wt")  # fmt: skip
     add("--moe-expert-parallel", action="store_true",
         help="spread the experts over the data-parallel processes (default: every process has all)")  # fmt: skip
 
@@ -67,6 +70,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_combine": "outputs",
         "moe_route_scale": 1.0,
         "moe_threshold": 0.0,
+        "moe_dense_training": False,
         "moe_expert_ffn_dim": None,
         "encoder_moe_routing": "source",
         "decoder_moe_routing": "target",
@@ -201,6 +205,8 @@ def _problems_of_combining(args: Namespace) -> Iterator[str]:
         yield f"--moe-route-scale {args.moe_route_scale:g}: give a value above 0"
     if args.moe_threshold:
         yield from _problems_of_threshold(args)
+    if args.moe_dense_training:
+        yield from _problems_of_dense_training(args)
     if args.moe_combine != "weights":
         return
     for stack in STACKS:
@@ -236,6 +242,17 @@ def _problems_of_threshold(args: Namespace) -> Iterator[str]:
     ):  # fmt: skip
         if getattr(args, f"moe_{flag}") != default:
             yield f"{name}: is not supported with --moe-{flag.replace('_', '-')}; leave one of them out"
+
+
+def _problems_of_dense_training(args: Namespace) -> Iterator[str]:
+    for flag, default in (
+        ("combine", "outputs"), ("task_gate", "learned"), ("threshold", 0), ("capacity_factor", 0),
+    ):  # fmt: skip
+        if getattr(args, f"moe_{flag}") != default:
+            yield (
+                f"--moe-dense-training: every token has all experts, which --moe-{flag.replace('_', '-')} is not for; "
+                "leave one of them out"
+            )
 
 
 def _problems_with_fairseq(args: Namespace) -> Iterator[str]:

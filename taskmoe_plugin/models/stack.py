@@ -19,6 +19,7 @@ from taskmoe_plugin.models.subnet_shape import Restriction, SubnetShape
 from taskmoe_plugin.models.task_router import TaskRouter
 from taskmoe_plugin.models.task_table import TASK_ROUTINGS, TaskTable
 from taskmoe_plugin.moe import (
+    Choice,
     Experts,
     FixedTaskGates,
     MergingTaskGates,
@@ -48,8 +49,7 @@ class StackConfig:
         layers: the number of layers, dense ones included.
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
         merge: whether a task's experts are merged to one network.
-        route_scale: all weights of experts are multiplied by it.
-        threshold: what the probabilities of a unit's experts have to sum to; 0: it has top_k of them.
+        choice: how tasks, sentences or tokens choose them.
         grad_scale: what gradients of experts are multiplied by.
         langs: all languages, in the order of their ids.
         table: the tasks; None where no layer routes by task.
@@ -70,8 +70,7 @@ class StackConfig:
     grad_scale: float
     static: bool
     merge: bool
-    route_scale: float
-    threshold: float
+    choice: Choice
     jitter: float
     capacity_factor: float
     eval_capacity_factor: float
@@ -109,8 +108,11 @@ class StackConfig:
             grad_scale=getattr(args, "moe_expert_grad_scale", 1.0),
             static=by_task and args.moe_task_gate == "static",
             merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
-            route_scale=getattr(args, "moe_route_scale", 1.0),
-            threshold=getattr(args, "moe_threshold", 0.0),
+            choice=Choice(
+                getattr(args, "moe_route_scale", 1.0),
+                getattr(args, "moe_threshold", 0.0),
+                getattr(args, "moe_dense_training", False),
+            ),
             jitter=args.moe_router_jitter,
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
@@ -156,13 +158,13 @@ class StackConfig:
         count, group = self.expert_count(index), self.group
         router: SentenceRouter | TokenRouter | None = None
         if self.table is None:
-            gate = self.width, count, self.top_k, self.jitter, self.route_scale, self.threshold
+            gate = self.width, count, self.top_k, self.jitter, self.choice
             router = SentenceRouter(*gate) if self.routing == "sentence" else TokenRouter(*gate, self._allowed(index))
         activation = utils.get_activation_fn(self.activation)
         held = None if group is None else group.held(count)
         # The outputs of K experts that are independent at first, times scale / K each, have scale / √K of the size of
         # one. With scale = K that would be √K: divided by √scale, it is that of a dense network.
-        gain = self.route_scale**-0.5
+        gain = self.choice.scale**-0.5
         experts = Experts(count, self.width, self.ffn_dim, activation, self.expert_dropout, held, gain)
         if self.grad_scale != 1:
             experts.scale_gradients(self.grad_scale)
@@ -191,15 +193,15 @@ class StackConfig:
         assert self.table is not None
         layers, tasks = len(self.moe_layers), len(self.table.names)
         if self.shape is not None and self.shape.experts:
-            return FixedTaskGates(layers, tasks, self.experts, self.top_k, sparse=self.threshold > 0)
+            return FixedTaskGates(layers, tasks, self.experts, self.top_k, sparse=self.choice.threshold > 0)
         if self.merge:
             return MergingTaskGates(layers, tasks, self.experts, self.top_k)
         if self.static:
-            return StaticTaskGates(layers, tasks, self.experts, self.top_k, self.route_scale)
+            return StaticTaskGates(layers, tasks, self.experts, self.top_k, self.choice.scale)
         # Noise of its own for each stack.
         seed = int(self.stack == "decoder")
         sizes = layers, tasks, self.width, self.experts, self.top_k
-        return TaskGates(*sizes, self.jitter, seed, self.route_scale, self.threshold)
+        return TaskGates(*sizes, self.jitter, seed, self.choice)
 
     def build_tasks(self) -> TaskRouter | None:
         """The tasks of the stack with freshly initialised gates; None if it does not route by task."""

@@ -17,13 +17,12 @@ from taskmoe_plugin.models.config import (
     STACKS,
     add_moe_args,
     check_args,
-    check_format,
     remember_languages,
     set_moe_defaults,
 )
+from taskmoe_plugin.models.continuing import check_continues, check_languages
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
-from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.parallel.command_line import correct_flags
 from taskmoe_plugin.parallel.group import ExpertGroup
 
@@ -128,24 +127,16 @@ class TaskMoETransformerModel(TransformerModel):
 
     def check_languages(self, langs: list[str]) -> None:
         """Raise ``UsageError`` if ``--langs`` differs from what the model was trained with."""
-        _check_languages(",".join(langs), self.args.taskmoe_langs)
+        check_languages(",".join(langs), self.args.taskmoe_langs)
 
-    def check_tasks(self, trained: Namespace) -> None:
-        """Raise ``UsageError`` if languages or tasks are not those of a model that training goes on from.
+    def check_continues(self, trained: Namespace, name: str) -> None:
+        """Raise an error if the model cannot take up the weights of a trained one.
 
-        A checkpoint knows both by number alone: weights would go to others without a word.
+        Args:
+            trained: the arguments that its checkpoint carries.
+            name: what to call that, a path or a flag and its value.
         """
-        if not hasattr(trained, "taskmoe_langs"):
-            return
-        check_format(trained, "the checkpoint that training goes on from")
-        _check_languages(self.args.taskmoe_langs, trained.taskmoe_langs)
-        for name, stack in zip(STACKS, (self.encoder, self.decoder)):
-            own, before = (config.table for config in (stack.moe_config, StackConfig.from_args(trained, name)))
-            if own is not None and before is not None and own.names != before.names:
-                raise UsageError(
-                    f"--lang-pairs {self.args.taskmoe_lang_pairs}: the checkpoint was trained with --lang-pairs "
-                    f"{trained.taskmoe_lang_pairs}, and the {name}'s gates know its tasks by their order; give the same"
-                )
+        check_continues(self.args, trained, name)
 
     def warn_of_idle_experts(self) -> None:
         """Warn if a layer has more experts than all tasks together can use: they cost memory and never learn."""
@@ -177,11 +168,6 @@ class TaskMoETransformerModel(TransformerModel):
                     f"--source-lang {source} --target-lang {target}: the {name} was pruned to the experts of other "
                     f"pairs: {','.join(restriction.pairs)}"
                 )
-
-
-def _check_languages(given: str, trained: str) -> None:
-    if given != trained:
-        raise UsageError(f"--langs {given}: the checkpoint was trained with --langs {trained}; give the same")
 
 
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer")

@@ -17,6 +17,7 @@ from taskmoe_plugin.moe.dispatch import (
 )
 from taskmoe_plugin.moe.experts import Experts, FeedForward
 from taskmoe_plugin.moe.gates import (
+    Choice,
     FixedTaskGates,
     Gates,
     LinearGate,
@@ -28,7 +29,14 @@ from taskmoe_plugin.moe.gates import (
     top_k_gates,
 )
 from taskmoe_plugin.moe.layer import MoELayer
-from taskmoe_plugin.moe.losses import balance_loss, expert_load, experts_in_use, gate_entropy, z_loss
+from taskmoe_plugin.moe.losses import (
+    balance_loss,
+    expert_load,
+    experts_in_use,
+    gate_entropy,
+    mutual_information_loss,
+    z_loss,
+)
 from taskmoe_plugin.moe.products import grouped_linear
 from taskmoe_plugin.moe.routing import (
     GateRecord,
@@ -43,6 +51,7 @@ from taskmoe_plugin.moe.usage import Usage, count_usage, counted_usage
 
 __all__ = [
     "Assignments",
+    "Choice",
     "Dispatched",
     "Dispatcher",
     "Experts",
@@ -73,6 +82,7 @@ __all__ = [
     "gate_entropy",
     "grouped_linear",
     "merged_routings",
+    "mutual_information_loss",
     "routings_of_units",
     "sort_assignments",
     "top_k_gates",

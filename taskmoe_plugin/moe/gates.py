@@ -77,6 +77,32 @@ def top_k_gates(logits: Tensor, k: int, scale: float = 1.0, threshold: float = 0
     return Gates(logits, probs, experts, weights if scale == 1 else weights * scale, sparse=threshold > 0)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How units choose, besides how many experts.
+
+    Attributes:
+        scale, threshold: see ``top_k_gates``.
+        dense_training: in training every unit has all experts, with their probabilities as weights, so that all gates
+            and experts learn from every token; in evaluation the K best, whose weights are renormalised (DS-MoE, Pan et
+            al. 2024, section 3.1).
+    """
+
+    scale: float = 1.0
+    threshold: float = 0.0
+    dense_training: bool = False
+
+    def __call__(self, logits: Tensor, k: int, training: bool) -> Gates:
+        """The gates of logits (…, U, E) for k experts a unit."""
+        if not self.dense_training:
+            return top_k_gates(logits, k, self.scale, self.threshold)
+        gates = top_k_gates(logits, logits.size(-1) if training else k, self.scale)
+        # With one expert top_k_gates keeps the probability: there is nothing that it would have to learn from here.
+        return (
+            gates if gates.experts.size(-1) > 1 else replace(gates, weights=torch.full_like(gates.weights, self.scale))
+        )
+
+
 def check_top_k(experts: int, top_k: int) -> None:
     """Refuse a number of experts per token that is not possible.
 
@@ -150,7 +176,7 @@ class TaskGates(nn.Module):
         jitter: in training the embeddings are multiplied by uniform noise from [1 - jitter, 1 + jitter]. It depends on
             nothing but the number of updates and ``seed``: all processes have the same, and count the same assignments.
         seed: tells the noise of one stack from that of another.
-        scale, threshold: see ``top_k_gates``.
+        choice: how tasks choose. With dense training there is no head start.
     """
 
     HEAD_START = 2.0
@@ -165,21 +191,20 @@ class TaskGates(nn.Module):
         top_k: int,
         jitter: float = 0.0,
         seed: int = 0,
-        scale: float = 1.0,
-        threshold: float = 0.0,
+        choice: Choice | None = None,
     ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.top_k = top_k
-        self.scale = scale
-        self.threshold = threshold
+        self.choice = Choice() if choice is None else choice
         self.jitter = jitter
         self.seed = seed
         self.num_updates = 0
         self.embedding = nn.Parameter(torch.randn(layers, tasks, width))
         self.weight = nn.Parameter(_truncated_normal((layers, experts, width), std=1.0))
         dealt = deal(tasks, experts, top_k)
-        self.register_buffer("head_start", torch.zeros(tasks, experts).scatter(1, dealt, self.HEAD_START))
+        ahead = 0.0 if self.choice.dense_training else self.HEAD_START
+        self.register_buffer("head_start", torch.zeros(tasks, experts).scatter(1, dealt, ahead))
 
     def set_num_updates(self, num_updates: int) -> None:
         """Be told how many updates there have been; fairseq calls this before each."""
@@ -192,8 +217,8 @@ class TaskGates(nn.Module):
             if self.training and self.jitter > 0:
                 embedding = embedding * self._noise(embedding)
             logits = embedding @ weight.transpose(1, 2) / embedding.size(-1) + self.head_start.float()
-            gates = top_k_gates(logits, self.top_k, self.scale, self.threshold)
-            if self.top_k > 1:
+            gates = self.choice(logits, self.top_k, self.training)
+            if self.top_k > 1 or self.choice.dense_training:
                 return gates
             first = 1 / (1 + (logits.size(-1) - 1) * math.exp(-self.HEAD_START))
             return Gates(logits, gates.probs, gates.experts, gates.weights / first)

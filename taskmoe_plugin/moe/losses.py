@@ -12,6 +12,8 @@ from torch import Tensor
 
 from taskmoe_plugin.moe.gates import Gates, full_precision
 
+EPSILON = 1e-8
+
 
 def expert_load(gates: Gates, share: Tensor) -> Tensor:
     """(E,) fp32 summing to 1, the share of all assignments that each expert gets. Has no gradient.
@@ -55,6 +57,23 @@ def gate_entropy(gates: Gates, share: Tensor) -> Tensor:
     """Mean over tokens of the entropy of a unit's probabilities, in nats: 0 when certain, ln E when indifferent."""
     entropy: Tensor = torch.special.entr(gates.probs).sum(dim=-1)
     return (share * entropy).sum()
+
+
+def mutual_information_loss(gates: Gates, share: Tensor) -> Tensor:
+    """Minus the mutual information of expert and token, in nats, scalar fp32 (DS-MoE, Pan et al. 2024, section 3.2).
+
+    H(expert | token) - H(expert): smallest where each unit is certain of its experts and all units together use all
+    experts alike. Of units that stand for a part of all tokens only it is that part's value, times its size.
+    """
+    size = share.sum()
+    with full_precision(share.device):
+        mean = (share / size.clamp(min=EPSILON)) @ gates.probs
+    return (share * _entropy(gates.probs)).sum() - size * _entropy(mean)
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    # Of experts that a unit may not choose the probability is 0, and the logarithm's gradient would not be finite.
+    return -(probs * (probs + EPSILON).log()).sum(dim=-1)
 
 
 def experts_in_use(gates: Gates, share: Tensor, load: Tensor | None = None) -> Tensor:

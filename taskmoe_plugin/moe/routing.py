@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskmoe_plugin.moe.gates import Gates, LinearGate, check_top_k, full_precision, top_k_gates
+from taskmoe_plugin.moe.gates import Choice, Gates, LinearGate, check_top_k, full_precision
 from taskmoe_plugin.moe.tokens import Tokens
 
 
@@ -132,19 +132,17 @@ class _LinearRouter(nn.Module):
         experts: int,
         top_k: int,
         jitter: float = 0.0,
-        scale: float = 1.0,
-        threshold: float = 0.0,
+        choice: Choice | None = None,
     ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.top_k = top_k
-        self.scale = scale
-        self.threshold = threshold
+        self.choice = Choice() if choice is None else choice
         self.gate = LinearGate(width, experts, jitter)
 
     def choose(self, logits: Tensor) -> Gates:
         """The gates of logits (…, U, E)."""
-        return top_k_gates(logits, self.top_k, self.scale, self.threshold)
+        return self.choice(logits, self.top_k, self.training)
 
 
 class TokenRouter(_LinearRouter):
@@ -155,7 +153,7 @@ class TokenRouter(_LinearRouter):
         experts: E.
         top_k: K.
         jitter: see ``LinearGate``.
-        scale, threshold: see ``top_k_gates``.
+        choice: how tokens choose.
         allowed: (U, E) bool, the experts that the tokens of each task may choose, at least K for each; None: all.
     """
 
@@ -167,11 +165,10 @@ class TokenRouter(_LinearRouter):
         experts: int,
         top_k: int,
         jitter: float = 0.0,
-        scale: float = 1.0,
-        threshold: float = 0.0,
+        choice: Choice | None = None,
         allowed: Tensor | None = None,
     ) -> None:
-        super().__init__(width, experts, top_k, jitter, scale, threshold)
+        super().__init__(width, experts, top_k, jitter, choice)
         self.register_buffer("allowed", allowed, persistent=False)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
@@ -191,7 +188,7 @@ class SentenceRouter(_LinearRouter):
     """Each sentence chooses its experts by the mean of its tokens (TaskMoE, section 3.1).
 
     Args:
-        width, experts, top_k, jitter, scale, threshold: as of ``TokenRouter``.
+        width, experts, top_k, jitter, choice: as of ``TokenRouter``.
     """
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:

@@ -22,8 +22,8 @@ class Usage:
     Attributes:
         weight: (tasks, E) fp32, the mean over a task's tokens of the weight that each expert has, 0 where it is not
             chosen. Rows sum to 1 for top-k > 1; for top-1 they sum to the mean probability of the chosen expert.
-        load: (tasks, E) fp32, the share of a task's assignments that each expert gets, before any are dropped. Rows
-            sum to 1, to 0 for a task without tokens.
+        load: (tasks, E) fp32, the share of a task's assignments that each expert gets, before any are dropped; of
+            experts that are merged, their share in its network. Rows sum to 1, to 0 for a task without tokens.
         share: (tasks,) fp32 summing to 1, each task's share of the tokens.
     """
 
@@ -32,17 +32,21 @@ class Usage:
     share: Tensor
 
     @classmethod
-    def of_table(cls, gates: Gates, share: Tensor) -> Usage:
+    def of_table(cls, gates: Gates, share: Tensor, merged: bool = False) -> Usage:
         """The usage of a layer whose gates are a table of tasks.
 
         Args:
             gates: gates of all tasks.
             share: (tasks,), each task's share of the training tokens.
+            merged: whether a task's experts are merged to one network.
         """
+        share = share / share.sum()
+        if merged:
+            return cls(gates.shares, gates.shares, share)
         tasks, num_experts = gates.probs.shape
         task = torch.arange(tasks, device=share.device)
         sums = count_usage(gates.experts, gates.weights, task, tasks, num_experts, gates.sparse)
-        return cls(*_means(sums, gates.experts.size(1)), share / share.sum())
+        return cls(*_means(sums, gates.experts.size(1)), share)
 
     @classmethod
     def of_counts(cls, sums: Tensor, top_k: int) -> Usage:

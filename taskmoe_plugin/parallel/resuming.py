@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import shutil
 from argparse import Namespace
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +16,48 @@ from fairseq.distributed import utils as distributed_utils
 from torch import distributed as dist
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError
-from taskmoe_plugin.parallel.shards import KEY, load_mapped
+from taskmoe_plugin.files.loading import LoadError, MissingFile, TruncatedFile, load
+from taskmoe_plugin.files.writing import new_file
+from taskmoe_plugin.parallel.manifest import KEY, Manifest
 
 LAST = "checkpoint_last.pt"
+# What fairseq calls the checkpoints of a training, and the updates that some have in their name.
+_WRITTEN = re.compile(r"checkpoint(?:\d+|_\d+_(?P<updates>\d+)|_best|\.best_.+)\.pt")
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a training run starts from.
+
+    Attributes:
+        name: what to call it in an error.
+        args: the arguments of its model.
+    """
+
+    name: str
+    args: Namespace
 
 
 def checkpoint_directories(args: Namespace) -> list[Path]:
     """Where a checkpoint that these flags name may be, and so the files of its experts."""
     names = [name for name in (getattr(args, "path", None) or "").split(":") if name]
-    names += [name for flag in ("restore_file", "finetune_from_model") if (name := getattr(args, flag, None))]
+    flags = ("restore_file", "finetune_from_model", "continue_once")
+    names += [name for flag in flags if (name := getattr(args, flag, None))]
     places = [Path(name).absolute().parent for name in names]
     if getattr(args, "save_dir", None):
         places.append(Path(args.save_dir).absolute())
     return places
 
 
-def check_restore_file(args: Namespace) -> Any:
+def check_start(args: Namespace) -> Start | None:
     """Look at the checkpoint that training goes on or starts from, if there is one.
 
-    A run that is killed while fairseq copies a new checkpoint to ``checkpoint_last.pt`` leaves that cut short. The file
-    that it was copied from is complete, and takes its place.
+    A run that is killed while fairseq copies a new checkpoint to ``checkpoint_last.pt`` leaves that cut short. The
+    newest that training wrote takes its place, and it is kept under another name.
 
     Returns:
-        The arguments of the checkpoint's model; None if there is no checkpoint.
+        The checkpoint; None if there is none.
 
     Raises:
         TaskMoEError: the checkpoint cannot be read, or cannot be continued with these flags.
@@ -44,63 +66,111 @@ def check_restore_file(args: Namespace) -> Any:
         return _check(args)
     group = distributed_utils.get_data_parallel_group()
     first = distributed_utils.get_rank(group) == 0
-    trained = _check(args) if first else None
+    start = _check(args) if first else None
     dist.barrier(group)
     # By now a file that was cut short has been replaced.
-    return trained if first else _check(args)
+    return start if first else _check(args)
 
 
-def _check(args: Namespace) -> Any:
-    path = Path(args.save_dir) / LAST if args.restore_file == LAST else Path(args.restore_file)
-    if not path.is_file():
-        return _check_finetuned(args.finetune_from_model) if args.finetune_from_model else None
+def _check(args: Namespace) -> Start | None:
+    name, path = _named(args)
+    if path is None:
+        return None
     try:
-        state = load_mapped(path)
-    except ValueError as error:
-        if args.restore_file != LAST:
-            raise TaskMoEError(f"{path}: {error}; give another --restore-file") from error
-        state = _replace(path)
+        state = load(path)
+    except MissingFile as error:
+        raise UsageError(f"{name}: {error}; give a checkpoint that training wrote") from error
+    except TruncatedFile as error:
+        if args.restore_file != LAST or path.name != LAST:
+            raise TaskMoEError(f"{name}: {error}; {error.remedy}") from error
+        state = _replace(path, error, args)
+    except LoadError as error:
+        raise TaskMoEError(f"{name}: {error}; {error.remedy}") from error
+    trained = _trained(state, name)
+    manifest = state["model"].get(KEY)
+    if manifest is not None:
+        Manifest.read(manifest, name)
     flat = args.fp16 and not (args.memory_efficient_fp16 or args.fp16_no_flatten_grads)
-    if flat and KEY in state["model"] and not args.reset_optimizer:
+    if flat and manifest is not None and not args.reset_optimizer:
         raise UsageError(
             f"--fp16: {path} has the optimizer state of experts that were spread over processes, which flattened "
             "gradients cannot take up; add --fp16-no-flatten-grads, or --reset-optimizer"
         )
-    return _model_args(state)
+    return Start(name, trained)
 
 
-def _check_finetuned(path: str) -> Any:
-    if not Path(path).is_file():
-        raise UsageError(f"--finetune-from-model {path}: no such file; give a checkpoint")
-    try:
-        return _model_args(load_mapped(Path(path)))
-    except ValueError as error:
-        raise TaskMoEError(
-            f"--finetune-from-model {path}: {error}; give another checkpoint, of PyTorch 1.6 or later"
-        ) from error
+def _named(args: Namespace) -> tuple[str, Path | None]:
+    """The checkpoint that fairseq will load, and what to call it."""
+    if args.restore_file != LAST:
+        return f"--restore-file {args.restore_file}", Path(args.restore_file)
+    last = Path(args.save_dir) / LAST
+    if os.path.lexists(last):
+        return str(last), last
+    for flag in ("continue_once", "finetune_from_model"):
+        if path := getattr(args, flag, None):
+            return f"--{flag.replace('_', '-')} {path}", Path(path)
+    return "", None
 
 
-def _model_args(state: Any) -> Any:
-    return (state.get("cfg") or {}).get("model")
+def _trained(state: Any, name: str) -> Namespace:
+    """The arguments of a checkpoint's model, or an error if training did not write it."""
+    parts = (("model", dict), ("optimizer_history", list), ("extra_state", dict))
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(part), kind) and state[part] for part, kind in parts
+    ):
+        raise TaskMoEError(f"{name}: no checkpoint that training wrote, which has {', '.join(dict(parts))}; give one")
+    cfg = state.get("cfg")
+    args = cfg.get("model") if isinstance(cfg, dict) else state.get("args")
+    # Those of a subnet for stock fairseq are a dictionary.
+    args = Namespace(**args) if isinstance(args, dict) else args
+    if not isinstance(args, Namespace):
+        raise TaskMoEError(f"{name}: does not say what flags its model has; give a checkpoint that training wrote")
+    return args
 
 
-def _replace(broken: Path) -> Any:
-    found: tuple[int, Path, Any] | None = None
-    for path in broken.parent.glob("checkpoint*.pt"):
+def _replace(broken: Path, reason: TruncatedFile, args: Namespace) -> Any:
+    """Put the newest checkpoint that training wrote in the place of one that is cut short; returns what is in it."""
+    found: dict[int, tuple[Path, Any]] = {}
+    for path in sorted(broken.parent.iterdir()):
+        name = _WRITTEN.fullmatch(path.name)
         try:
-            state = load_mapped(path)
-            updates = state["optimizer_history"][-1]["num_updates"]
-        except (ValueError, KeyError, TypeError):
+            state = load(path) if name else None
+        except (MissingFile, TruncatedFile):
             continue
-        if found is None or updates > found[0]:
-            found = (updates, path, state)
-    if found is None:
+        except LoadError as error:
+            # It may be the newest.
+            raise TaskMoEError(f"{path}: {error}; {error.remedy}, or move it away ({broken} is {reason})") from error
+        updates = _updates(state, args.no_save_optimizer_state)
+        if name and updates is not None and name["updates"] in (None, str(updates)):
+            found.setdefault(updates, (path, state))
+    if not found:
         raise TaskMoEError(
-            f"{broken}: truncated or corrupted, and there is no other checkpoint; remove it to start again"
+            f"{broken}: {reason}, and beside it is no other checkpoint that training wrote; move it away to start again"
         )
-    updates, path, state = found
-    logger.warning(f"{broken} is cut short; going on from {path}, of {updates} updates")
-    temporary = broken.with_name(broken.name + ".tmp")
-    shutil.copyfile(path, temporary)
-    temporary.replace(broken)
+    path, state = found[max(found)]
+    kept = _free(broken)
+    with new_file(broken, str(broken)) as temporary:
+        shutil.copyfile(path, temporary)
+        try:
+            os.link(broken, kept)
+        except OSError:  # there are file systems without
+            shutil.copyfile(broken, kept)
+    logger.warning(f"{broken} is cut short, and kept as {kept}; going on from {path}, of {max(found)} updates")
     return state
+
+
+def _updates(state: Any, without_optimizer: bool) -> int | None:
+    """How many updates made a checkpoint; None if training did not write it, as where it was averaged."""
+    try:
+        updates = state["optimizer_history"][-1]["num_updates"]
+        whole = isinstance(state["extra_state"]["train_iterator"], dict) and isinstance(state["model"], dict)
+        optimizer = without_optimizer or isinstance(state["last_optimizer_state"], dict)
+    except (IndexError, KeyError, TypeError):
+        return None
+    return updates if type(updates) is int and whole and optimizer else None
+
+
+def _free(path: Path) -> Path:
+    """A name beside a file that is not taken, and is none of a checkpoint."""
+    names = (path.with_name(f"{path.name}.cut-{number}") for number in count(1))
+    return next(name for name in names if not os.path.lexists(name))

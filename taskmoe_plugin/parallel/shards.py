@@ -8,8 +8,7 @@ there is complete.
 
 from __future__ import annotations
 
-import pickle
-import re
+import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,10 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.files.loading import exact_offsets
-from taskmoe_plugin.files.writing import save
+from taskmoe_plugin.files.loading import LoadError, MissingFile, load
+from taskmoe_plugin.files.writing import new_file, save
+from taskmoe_plugin.parallel.manifest import FOLDER, Manifest
 from taskmoe_plugin.parallel.placement import held_by
-
-KEY = "expert_shards"  # among the tensors of a checkpoint's model: its manifest
-FOLDER = "experts"
-BROKEN = "truncated or corrupted"
-_EXPERTS = re.compile(r"\.moe\.experts\.fc[12]_(weight|bias)$")
-
-
-def is_stacked(name: str) -> bool:
-    """Whether a parameter of this name is a stack of all experts of a layer."""
-    return _EXPERTS.search(name) is not None
-
-
-def make_manifest(save: str, processes: int, experts: int, names: Iterable[str]) -> dict[str, Any]:
-    """What a checkpoint says of its experts.
-
-    Args:
-        save: a name that no other save has.
-        processes: W, over which the experts are spread.
-        experts: E, the experts of each layer.
-        names: the names of the stacked parameters.
-
-    Returns:
-        ``experts`` is E; ``files``, the files of the processes, relative to the checkpoint's directory; ``parameters``,
-        the names.
-    """
-    files = [f"{FOLDER}/{save}-{process}of{processes}.pt" for process in range(processes)]
-    return {"experts": experts, "files": files, "parameters": list(names)}
 
 
 def write_shard(
@@ -63,29 +36,13 @@ def write_shard(
         numbers: their numbers among all parameters, by which the checkpoint knows the optimizer state of the others.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: its folder cannot be made.
+        TaskMoEError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     contents = {"file": file, "model": dict(weights), "optimizer": dict(optimizer), "numbers": dict(numbers)}
-    save(contents, temporary)
-    temporary.replace(path)
-
-
-def load_mapped(path: Path) -> Any:
-    """A file that torch.save wrote, its tensors still on disk.
-
-    Raises:
-        ValueError: it is truncated, broken or unsafe; the text says which.
-    """
-    try:
-        with exact_offsets():
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = re.search("Unsupported (global|class)", str(error)) is not None
-        raise ValueError("holds Python objects that safe loading refuses" if unsafe else BROKEN) from error
-    except (RuntimeError, OSError, EOFError, KeyError) as error:
-        raise ValueError(BROKEN) from error
+    with new_file(path, str(path)) as temporary:
+        save(contents, temporary)
 
 
 def is_by_expert(key: str, value: Any, shape: Sequence[int]) -> bool:
@@ -114,51 +71,67 @@ class ExpertShards(Mapping[str, Tensor]):
     Args:
         manifest: what the checkpoint has under ``KEY``.
         directories: where to look for the files.
+        name: what to call the checkpoint in an error.
+
+    Raises:
+        TaskMoEError: the manifest, or later a file, is damaged or cannot be read.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], directories: Iterable[Path]) -> None:
-        self.experts: int = manifest["experts"]
-        self.files: list[str] = manifest["files"]
-        self.parameters: list[str] = manifest["parameters"]
-        self.directory = max(directories, key=lambda place: sum((place / file).is_file() for file in self.files))
+    def __init__(self, manifest: Any, directories: Iterable[Path], name: str) -> None:
+        self._manifest = Manifest.read(manifest, name)
+        self._directory = max(directories, key=lambda place: sum(map(os.path.isfile, self._paths(place))))
         self._opened: dict[int, dict[str, Any]] = {}
+
+    @property
+    def experts(self) -> int:
+        """E, the experts of each layer."""
+        return self._manifest.experts
+
+    @property
+    def processes(self) -> int:
+        """W, the processes over which they were spread."""
+        return len(self._manifest.files)
 
     def check_complete(self) -> None:
         """Raise an error that names a file if one of them is not there."""
-        for file in self.files:
-            self._find(file)
+        for path in self._paths(self._directory):
+            try:
+                path.stat()
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise _missing(path) from error
+            except OSError as error:
+                raise TaskMoEError(f"{path}: cannot be read ({error.strerror}); see that it can be") from error
 
     def __getitem__(self, name: str) -> Tensor:
         """A copy in memory of all experts of a layer, (E, …)."""
         return self.part(name, range(self.experts))
 
     def __contains__(self, name: object) -> bool:
-        return name in self.parameters
+        return name in self._manifest.parameters
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.parameters)
+        return iter(self._manifest.parameters)
 
     def __len__(self) -> int:
-        return len(self.parameters)
+        return len(self._manifest.parameters)
 
     def shape(self, name: str) -> torch.Size:
         """(E, …), the shape of a parameter; opens at most one file."""
-        process = next(iter(self._opened), 0)
-        return torch.Size((self.experts, *self._part(process, "model", name).shape[1:]))
+        return torch.Size((self.experts, *self._any_part("model", name).shape[1:]))
 
     def nbytes(self, name: str) -> int:
         """The bytes of a parameter; opens at most one file."""
-        part: Tensor = self._part(next(iter(self._opened), 0), "model", name)
+        part: Tensor = self._any_part("model", name)
         return part.nbytes // part.size(0) * self.experts
 
     def expert(self, name: str, index: int) -> Tensor:
         """The parameter of one expert, still on disk."""
-        process, place = self._holder(index)
-        return self._part(process, "model", name)[place]  # type: ignore[no-any-return]
+        process, place = divmod(index, self._manifest.each)
+        return self.weight_part(name, process)[place]
 
     def part(self, name: str, experts: range) -> Tensor:
         """A copy in memory of some neighbouring experts, (len(experts), …)."""
-        return torch.cat([self._part(process, "model", name)[own] for process, own in self._parts(experts)])
+        return torch.cat([self.weight_part(name, process)[own] for process, own in self._parts(experts)])
 
     def optimizer_state(self, name: str, experts: range, without: Container[str] = ()) -> dict[str, Any]:
         """The optimizer state of some neighbouring experts; empty if there is none. Tensors are copies in memory.
@@ -193,73 +166,75 @@ class ExpertShards(Mapping[str, Tensor]):
 
     def number(self, name: str) -> int:
         """The number of a parameter among all parameters, those that are no experts' included."""
-        return self._part(next(iter(self._opened), 0), "numbers", name)  # type: ignore[no-any-return]
+        return self._any_part("numbers", name)  # type: ignore[no-any-return]
+
+    def _any_part(self, kind: str, name: str) -> Any:
+        return self._part(next(iter(self._opened), 0), kind, name)
 
     def _part(self, process: int, kind: str, name: str) -> Any:
         if name not in self:
             raise KeyError(name)
         return self._shard(process)[kind][name]
 
-    def _holder(self, index: int) -> tuple[int, int]:
-        each = self.experts // len(self.files)
-        return index // each, index % each
-
     def _parts(self, experts: range) -> Iterator[tuple[int, slice]]:
         """The processes that hold some neighbouring experts, and which of theirs these are."""
-        for process in range(len(self.files)):
-            held = held_by(process, len(self.files), self.experts)
+        for process in range(self.processes):
+            held = held_by(process, self.processes, self.experts)
             first, last = max(held.start, experts.start), min(held.stop, experts.stop)
             if first < last:
                 yield process, slice(first - held.start, last - held.start)
 
-    def _find(self, file: str) -> Path:
-        path = self.directory / file
-        if not path.is_file():
-            raise TaskMoEError(
-                f"{path}: no such file, but the checkpoint has experts in it; put the folder '{FOLDER}' next to the "
-                "checkpoint, or use another checkpoint"
-            )
-        return path
+    def _paths(self, directory: Path) -> list[Path]:
+        return [directory / file for file in self._manifest.files]
 
     def _shard(self, process: int) -> dict[str, Any]:
         if process not in self._opened:
-            file = self.files[process]
-            path = self._find(file)
+            path = self._paths(self._directory)[process]
             try:
-                shard = load_mapped(path)
-            except ValueError as error:
-                raise TaskMoEError(f"{path}: {error}; restore it, or use another checkpoint") from error
-            if not isinstance(shard, dict) or shard.get("file") != file:
-                written = shard.get("file", "no file of experts") if isinstance(shard, dict) else "no file of experts"
-                raise TaskMoEError(f"{path}: is of another run or save ({written}); restore the file that was there")
+                shard = load(path)
+            except MissingFile as error:
+                raise _missing(path) from error
+            except LoadError as error:
+                raise TaskMoEError(f"{path}: {error}; {error.remedy}, or use another checkpoint") from error
+            self._check(path, self._manifest.files[process], shard)
             self._opened[process] = shard
         return self._opened[process]
 
+    def _check(self, path: Path, file: str, shard: Any) -> None:
+        written = shard.get("file") if isinstance(shard, dict) else None
+        if written != file:
+            raise TaskMoEError(
+                f"{path}: is of another run or save ({written if isinstance(written, str) else 'no file of experts'}); "
+                "restore the file that was there"
+            )
+        known = next(iter(self._opened.values()), shard)
+        for name in self:
+            if not _fits(shard, known, name, self._manifest.each):
+                raise TaskMoEError(
+                    f"{path}: does not have {self._manifest.each} experts of {name} as its checkpoint says; "
+                    "restore the file that was there"
+                )
 
-def manifests(directory: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """The checkpoints in a directory, each with what it has under ``KEY``.
 
-    Raises:
-        ValueError: one cannot be read.
-    """
-    for path in sorted(directory.glob("*.pt")):
-        state = load_mapped(path)
-        model = state.get("model") if isinstance(state, dict) else None
-        yield path, model.get(KEY) if isinstance(model, dict) else None
-
-
-def remove_unused(directory: Path) -> None:
-    """Remove the files of experts that no checkpoint in a directory refers to: fairseq has removed theirs.
-
-    Where a checkpoint cannot be read, nothing is removed.
-    """
-    folder = directory / FOLDER
-    if not folder.is_dir():
-        return
+def _fits(shard: dict[str, Any], known: dict[str, Any], name: str, each: int) -> bool:
+    """Whether a file has what it must have of a parameter, shaped like what another file has."""
     try:
-        used = {file for _, manifest in manifests(directory) if manifest for file in manifest["files"]}
-    except ValueError:
-        return
-    for path in folder.iterdir():
-        if f"{FOLDER}/{path.name}" not in used and path.name.endswith((".pt", ".pt.tmp")):
-            path.unlink()
+        weight, state, number = (shard[kind][name] for kind in ("model", "optimizer", "numbers"))
+        if type(number) is not int or weight.shape != known["model"][name].shape or len(weight) != each:
+            return False
+        shapes, others = (
+            {key: getattr(value, "shape", None) for key, value in found.items()}
+            for found in (state, known["optimizer"][name])
+        )
+        return shapes == others and all(
+            len(value) == each for key, value in state.items() if is_by_expert(key, value, weight.shape)
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
+def _missing(path: Path) -> TaskMoEError:
+    return TaskMoEError(
+        f"{path}: no such file, but the checkpoint has experts in it; put the folder '{FOLDER}' next to the "
+        "checkpoint, or use another checkpoint"
+    )

@@ -14,9 +14,12 @@ from fairseq.distributed import LegacyDistributedDataParallel
 from torch import Tensor, nn
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError
+from taskmoe_plugin.files.writing import remove_leftovers
 from taskmoe_plugin.parallel.gradients import clip_by_whole_norm, fit_buffer, ignore_in_ddp
 from taskmoe_plugin.parallel.group import ExpertGroup
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards, is_by_expert, is_stacked, make_manifest, write_shard
+from taskmoe_plugin.parallel.manifest import FOLDER, KEY, is_stacked, make_manifest
+from taskmoe_plugin.parallel.own_files import OwnFiles
+from taskmoe_plugin.parallel.shards import ExpertShards, is_by_expert, write_shard
 
 
 class SpreadExperts:
@@ -34,15 +37,20 @@ class SpreadExperts:
         group: the processes over which its experts are spread; None: this process has all of them.
         experts: E, the experts of each layer.
         directories: where a checkpoint that it loads may be.
+        name: what to call that in an error.
     """
 
-    def __init__(self, model: nn.Module, group: ExpertGroup | None, experts: int, directories: Sequence[Path]) -> None:
+    def __init__(
+        self, model: nn.Module, group: ExpertGroup | None, experts: int, directories: Sequence[Path], name: str
+    ) -> None:
         self._model = model
         self._group = group
         self._experts = experts
         self._directories = directories
+        self._name = name
         self._held = range(experts) if group is None else group.held(experts)
         self._manifest: dict[str, Any] | None = None
+        self._own: OwnFiles | None = None
         self._loaded: ExpertShards | None = None
         self._loaded_whole = False
         model.register_load_state_dict_pre_hook(self._complete)  # type: ignore[no-untyped-call]
@@ -70,17 +78,26 @@ class SpreadExperts:
                 fit_buffer(model)
             model = model.module
         clip_by_whole_norm(optimizer, self._group)
+        if self._group.rank == 0:
+            # Before any process writes: what another machine writes may not look locked from here.
+            remove_leftovers(directory / FOLDER)
+            self._own = OwnFiles(directory)
         inner = optimizer.optimizer
         inner.consolidate_state_dict = lambda: self._save(inner, stacked, directory)
         numbers = {number for number, _ in stacked.values()}
         inner.register_state_dict_post_hook(lambda _, state: _without(state, numbers))
+
+    def remove_unused(self) -> None:
+        """After a save, on the process that wrote the checkpoint: remove files of experts that none needs any more."""
+        if self._own is not None:
+            self._own.remove_unused()
 
     def _complete(self, module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """Replace what a checkpoint has of experts by those of this process."""
         manifest = state.pop(KEY, None)
         names = [name for name, _ in module.named_parameters() if is_stacked(name)]
         if manifest is not None:
-            self._loaded, self._loaded_whole = ExpertShards(manifest, self._directories), False
+            self._loaded, self._loaded_whole = ExpertShards(manifest, self._directories, self._name), False
             self._check_count(self._loaded.experts)
             self._loaded.check_complete()
             state.update({name: self._loaded.part(name, self._held) for name in names if name in self._loaded})
@@ -88,7 +105,7 @@ class SpreadExperts:
         self._loaded, self._loaded_whole = None, True
         whole = {name: state[name] for name in names if name in state}
         if names and not whole:
-            raise TaskMoEError("the checkpoint has no experts: it was written in a crash; use an earlier one")
+            raise TaskMoEError(f"{self._name}: has no experts: it was written in a crash; use an earlier one")
         if self._group is not None:
             for each in whole.values():
                 self._check_count(each.size(0))
@@ -98,8 +115,7 @@ class SpreadExperts:
         # Slices of another number of experts may fit as well.
         if experts != self._experts:
             raise UsageError(
-                f"--moe-expert-count {self._experts}: the checkpoint has {experts} experts in each layer; "
-                f"give {experts}"
+                f"--moe-expert-count {self._experts}: {self._name} has {experts} experts in each layer; give {experts}"
             )
 
     def _without_experts(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
@@ -137,6 +153,9 @@ class SpreadExperts:
         manifest = make_manifest(self._new_save(), self._group.size, self._experts, stacked)
         file = manifest["files"][self._group.rank]
         path, problem = directory / file, None
+        if self._own is not None:
+            self._own.before_save()
+            self._own.add(manifest["files"])
         try:
             write_shard(
                 path,
@@ -146,11 +165,12 @@ class SpreadExperts:
                 {name: number for name, (number, _) in stacked.items()},
             )
         except OSError as error:
-            problem = error.strerror
+            problem = f"{directory / FOLDER}: cannot be made ({error.strerror})"
+        except TaskMoEError as error:
+            problem = str(error)
         if self._sum(int(problem is not None)):
-            raise TaskMoEError(
-                f"{path}: cannot be written ({problem or 'by another process'}); earlier checkpoints are complete"
-            )
+            problem = problem or f"{path}: not kept, as another process cannot write its experts"
+            raise TaskMoEError(f"{problem}; earlier checkpoints are complete")
         self._manifest = manifest
 
     def _new_save(self) -> str:

@@ -28,7 +28,7 @@ class Report:
         stacks: the usage of each stack.
         left_out: the stacks that route by sentence or token, and by which, when there was no data to run the model on.
         parameters: those of the full model.
-        subnets: the subnet of each pair; none if no stack routes by task.
+        subnets: the subnet of each pair; none if every pair needs the whole model.
     """
 
     checkpoint: Path
@@ -128,6 +128,7 @@ def find_out(path: Path, data: Sequence[Path], subset: str, sentences: int | Non
         raise TaskMoEError(
             f"{path}: no stack routes by task, so only data can tell who uses which expert; give --data DATA_BIN"
         )
+    by_language = [config.table is not None or config.restriction is not None for config, _ in stacks.values()]
     usages = {name: task_usage(checkpoint, *each) for name, each in stacks.items() if name not in by_data}
     if data and by_data:
         usages |= {usage.stack: usage for usage in measured_usage(checkpoint, by_data, data, subset, sentences)}
@@ -136,5 +137,5 @@ def find_out(path: Path, data: Sequence[Path], subset: str, sentences: int | Non
         stacks=[usages[name] for name in stacks if name in usages],
         left_out={name: config.routing for name, (config, _) in stacks.items() if name not in usages},
         parameters=Size.of_model(checkpoint.tensors).parameters,
-        subnets=subnet_sizes(checkpoint) if len(by_data) < len(stacks) else [],
+        subnets=subnet_sizes(checkpoint) if any(by_language) else [],
     )

@@ -72,5 +72,5 @@ def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -
     assert config.table is not None
     share = checkpoint.tensors.tensor(f"{config.stack}.tasks.share").float()
     tables = task_tables(checkpoint.tensors, config)
-    usage = {layer: Usage.of_table(gates, share) for layer, gates in tables.items()}
+    usage = {layer: Usage.of_table(gates, share, config.merge) for layer, gates in tables.items()}
     return StackUsage(config, config.table.names, usage)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +14,11 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.files.loading import exact_offsets
+from taskmoe_plugin.files.loading import LoadError, MissingFile, load
 from taskmoe_plugin.models.config import STACKS, check_format
 from taskmoe_plugin.models.subnet_shape import SubnetShape
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards
+from taskmoe_plugin.parallel.manifest import KEY
+from taskmoe_plugin.parallel.shards import ExpertShards
 from taskmoe_plugin.subnet import pages
 
 MODEL = "taskmoe_transformer"
@@ -138,37 +137,17 @@ class Checkpoint:
         own = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
         pages.disable_readahead(own.values())
         manifest = state["model"].get(KEY)
-        shards = ExpertShards(manifest, [path.absolute().parent]) if manifest else None
+        shards = ExpertShards(manifest, [path.absolute().parent], f"--path {path}") if manifest else None
         return cls(path, cfg, state["optimizer_history"], MappedTensors(path, own, tied_names(args), shards))
 
 
 def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise TaskMoEError(f"--path {path}: no such file; give a checkpoint_*.pt that training wrote")
     try:
-        with exact_offsets():
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = next((line for line in str(error).splitlines() if re.search("Unsupported (global|class)", line)), None)
-        if unsafe is None:
-            raise _broken(path, error) from error
-        raise TaskMoEError(
-            f"--path {path}: holds Python objects that safe loading refuses ({_short(unsafe)}); "
-            "give a checkpoint that training wrote, with nothing added"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, error: Exception) -> TaskMoEError:
-    return TaskMoEError(
-        f"--path {path}: truncated, corrupted or no PyTorch checkpoint ({_short(str(error))}); copy it again"
-    )
-
-
-def _short(text: str, limit: int = 120) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+        return load(path)
+    except MissingFile as error:
+        raise TaskMoEError(f"--path {path}: {error}; give a checkpoint_*.pt that training wrote") from error
+    except LoadError as error:
+        raise TaskMoEError(f"--path {path}: {error}; {error.remedy}") from error
 
 
 def _check_model(path: Path, args: Any) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, load
-from taskmoe_plugin.parallel.shards import KEY, ExpertShards
+from taskmoe_plugin.parallel.manifest import KEY
+from taskmoe_plugin.parallel.shards import ExpertShards
 from taskmoe_plugin.subnet import pages
 from taskmoe_plugin.subnet.scratch import Scratch, check_free, save_mapped
 
@@ -49,7 +50,7 @@ def _assemble(path: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:
         raise TaskMoEError(
             f"{path}: has no experts in other files, so there is nothing to consolidate; use it as it is"
         )
-    shards = ExpertShards(manifest, [path.absolute().parent])
+    shards = ExpertShards(manifest, [path.absolute().parent], str(path))
     shards.check_complete()
     state["model"].update({name: _weight(shards, name, scratch) for name in shards})
     last = state.get("last_optimizer_state")
@@ -63,12 +64,12 @@ def _assemble(path: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:
 
 def _weight(shards: ExpertShards, name: str, scratch: Scratch) -> Tensor:
     """All experts of a layer, in a mapped file."""
-    return _stack([shards.weight_part(name, process) for process in range(len(shards.files))], scratch)
+    return _stack([shards.weight_part(name, process) for process in range(shards.processes)], scratch)
 
 
 def _optimizer_state(shards: ExpertShards, name: str, scratch: Scratch) -> dict[str, Any]:
     """The optimizer state of all experts of a layer, its large tensors in mapped files."""
-    parts = [shards.optimizer_part(name, process) for process in range(len(shards.files))]
+    parts = [shards.optimizer_part(name, process) for process in range(shards.processes)]
     large = {key for key, value in parts[0].items() if isinstance(value, Tensor) and value.dim() > 1}
     moments = {key: _stack([part[key] for part in parts], scratch) for key in large if _is_moment(shards, name, key)}
     if moments.keys() == parts[0].keys():

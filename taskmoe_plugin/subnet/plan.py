@@ -176,7 +176,7 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     rows = [config.table.names.index(name) for name in kept.names]
     tables = task_tables(checkpoint.tensors, config)
     gates = {layer: _rows(table, rows) for layer, table in tables.items()}
-    if config.threshold:
+    if config.choice.threshold:
         gates = {layer: _chosen(*table) for layer, table in gates.items()}
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
     form = StackForm.FOLDED if len(kept.names) == 1 else StackForm.ROUTED

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
-from taskmoe_plugin.subnet.plan import Plan, StackPlan
+from taskmoe_plugin.subnet.plan import Plan, StackForm, StackPlan
 from taskmoe_plugin.subnet.weights import Recipe
 
 _BUFFER = re.compile(r"(encoder|decoder)\.(version|tasks\.(share|gates\.(experts|weights|head_start)))")
@@ -94,7 +94,7 @@ def readable(count: float) -> str:
 def describe_gates(plan: Plan) -> dict[str, Any]:
     """The experts and gate weights of every MoE layer: stack → layer → pair → experts and weights, best first.
 
-    Layers that keep all their experts have the word ``all``.
+    Layers that keep all their experts have the word ``all``, those of a pruned stack the numbers of the kept ones.
     """
     return {
         stack: {str(layer): _layer_gates(stack_plan, layer) for layer in stack_plan.moe_layers}
@@ -103,6 +103,8 @@ def describe_gates(plan: Plan) -> dict[str, Any]:
 
 
 def _layer_gates(stack: StackPlan, layer: int) -> Any:
+    if stack.form is StackForm.PRUNED:
+        return stack.shape([]).experts[layer]
     if layer not in stack.gates:
         return "all"
     experts, weights = (table.tolist() for table in stack.gates[layer])

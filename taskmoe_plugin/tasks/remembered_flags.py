@@ -17,8 +17,8 @@ from fairseq.data import Dictionary
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 
 from taskmoe_plugin.errors import UsageError, raise_all
+from taskmoe_plugin.files.loading import LoadError, load
 from taskmoe_plugin.models.task_table import split_pair
-from taskmoe_plugin.parallel.shards import load_mapped
 
 MEMORY = "taskmoe_trained"
 # fairseq's defaults of flags whose default, on a command line, cannot be told from a value that was given.
@@ -106,8 +106,8 @@ def _memories(args: Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in utils.split_paths(getattr(args, "path", None) or ""):
         # Of a file that is not there, or cannot be read, fairseq and the model speak when they load it.
         try:
-            cfg = load_mapped(Path(path)).get("cfg") if Path(path).is_file() else None
-        except ValueError:
+            cfg = load(Path(path)).get("cfg")
+        except LoadError:
             continue
         if cfg and hasattr(cfg["task"], MEMORY):
             yield path, getattr(cfg["task"], MEMORY)

@@ -27,8 +27,7 @@ from taskmoe_plugin.models.subnet_shape import take_up_pruning
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.memory import out_of_memory_ends_all
-from taskmoe_plugin.parallel.resuming import check_restore_file, checkpoint_directories
-from taskmoe_plugin.parallel.shards import remove_unused
+from taskmoe_plugin.parallel.resuming import Start, check_start, checkpoint_directories
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
 from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
@@ -114,9 +113,9 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         # fairseq-train has made the directory by now; a program that only builds a model writes nothing.
         if starting and not args.no_save and Path(args.save_dir).is_dir() and distributed_utils.get_global_rank() == 0:
             self.save_dir_lock = lock_directory(Path(args.save_dir), f"--save-dir {args.save_dir}")
-        trained = check_restore_file(args) if starting else None
-        if trained is not None:
-            take_up_pruning(args, trained)
+        start = check_start(args) if starting else None
+        if start is not None:
+            take_up_pruning(args, start.args)
         model = super().build_model(args, from_checkpoint)
         # It is of this run alone, and would otherwise be in the checkpoint.
         del args.taskmoe_processes
@@ -125,11 +124,17 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
                 f"--arch {args.arch}: does not take the language ids of --task taskmoe_translation; use "
                 "taskmoe_transformer (dense with --moe-freq 0), or --task translation_multi_simple_epoch"
             )
-        spread_experts = SpreadExperts(model, model.group, args.moe_expert_count, checkpoint_directories(self.args))
+        spread_experts = SpreadExperts(
+            model,
+            model.group,
+            args.moe_expert_count,
+            checkpoint_directories(self.args),
+            self._checkpoint_name(start),
+        )
         if not from_checkpoint:
             self.spread_experts = spread_experts
-        if trained is not None:
-            model.check_tasks(trained)
+        if start is not None:
+            model.check_continues(start.args, start.name)
         if from_checkpoint:
             model.check_languages(self.langs)
         elif self.training:
@@ -139,6 +144,11 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         elif self.args.eval_bleu:
             self.validation_bleu = ValidationBleu(self, model, len(self.lang_pairs), set(self._langtoks().values()))
         return model
+
+    def _checkpoint_name(self, start: Start | None) -> str:
+        """What to call the checkpoint that a model is loaded from."""
+        path = getattr(self.args, "path", None)
+        return start.name if start else f"--path {path}" if path else "the checkpoint"
 
     def build_generator(
         self,
@@ -260,7 +270,8 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
 
     def post_save(self, path: str, num_updates: int) -> None:
         """Remove the files of experts whose checkpoints fairseq has removed."""
-        remove_unused(Path(path).parent)
+        if self.spread_experts is not None:
+            self.spread_experts.remove_unused()
 
     def pair_index(self, sample: dict[str, Any]) -> Tensor:
         """(B,) int64, the place of each row's pair in ``lang_pairs``."""

@@ -104,4 +104,4 @@ def _usages(stack: Any, counts: Iterable[Tensor]) -> list[Usage]:
     if stack.tasks is None:
         return [Usage.of_counts(each, stack.moe_config.top_k) for each in counts]
     with torch.no_grad():
-        return [Usage.of_table(gates, stack.tasks.share) for gates in stack.tasks.gates().layers()]
+        return [Usage.of_table(gates, stack.tasks.share, stack.tasks.merge) for gates in stack.tasks.gates().layers()]

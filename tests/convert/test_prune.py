@@ -133,10 +133,34 @@ def test_a_pruned_model_translates_and_is_extracted_like_any_other(
     extract(corpus, path, tmp_path / "subnets", "all")
     assert "pruned" in capsys.readouterr().out
     subnet = tmp_path / "subnets" / "fr-en" / "model.pt"
+    kept = json.loads(subnet.with_name("subnet.json").read_text())["gates"]["encoder"]["1"]
+    rows = load(full)["model"]["encoder.layers.1.moe.router.gate.weight"][kept]
+    assert torch.equal(load(subnet)["model"]["encoder.layers.1.moe.router.gate.weight"], rows)
     assert load(subnet)["model"]["encoder.layers.1.moe.experts.fc1_bias"].size(0) == 2
     assert_equal(generate(corpus, subnet, "fr-en").hypotheses, translated)
     with pytest.raises(SystemExit):
         generate(corpus, path, "de-fr")
+
+
+def test_a_report_names_the_experts_by_their_numbers_in_the_full_model(
+    corpus: Corpus, full: Path, tmp_path: Path
+) -> None:
+    flags = ("--experts", 2, "--lang-pairs", "en-de,fr-en", "--data", corpus.bin)
+    path = prune(full, tmp_path / "pruned.pt", *flags)
+    main(["report", str(path), "--output-dir", str(tmp_path / "report"), "--data", str(corpus.bin), "--no-plots"])
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    for stack, shape in shapes_of(path).items():
+        assert report["stacks"][stack]["tasks"] == ["en-de", "fr-en"]
+        layer = report["stacks"][stack]["layers"]["1"]
+        assert len(layer["expert_load"]) == EXPERTS
+        kept, places = shape["experts"]["1"], shape["restriction"]["allowed"]["1"]
+        # English comes first by source, and last by target.
+        for shares, own in zip(layer["load"], places if stack == "encoder" else places[::-1]):
+            assert sum(shares[kept[place]] for place in own) == pytest.approx(1)
+    subnets = {each["pair"]: each["parameters"] for each in report["parameters"]["subnets"]}
+    tensors = load(extract(corpus, path, tmp_path, "fr-en") / "model.pt")["model"]
+    unshared = {each.data_ptr(): each.numel() for name, each in tensors.items() if "version" not in name}
+    assert subnets["fr-en"] == sum(unshared.values())
 
 
 def test_only_the_stack_that_routes_by_token_is_pruned(corpus: Corpus, template: Path, tmp_path: Path) -> None:

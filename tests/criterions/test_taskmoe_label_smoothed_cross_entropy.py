@@ -10,7 +10,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.logging import metrics
 
 from taskmoe_plugin.criterions import TaskMoELabelSmoothedCrossEntropyCriterion
-from taskmoe_plugin.moe import balance_loss, z_loss
+from taskmoe_plugin.moe import balance_loss, mutual_information_loss, z_loss
 from tests.helpers.corpus import PAIRS, Corpus
 from tests.helpers.models import build_model
 from tests.helpers.tasks import batches, make_task
@@ -72,12 +72,15 @@ def test_the_gates_losses_are_added_once_for_every_layer_and_unit_of_sample_size
     flags = dict(zip(("encoder_moe_routing", "decoder_moe_routing"), routing))
     model = build_model(task=task, moe_freq=1, **flags)
     plain = criterion(task, moe_gate_loss_wt=0.0)
-    weighted = criterion(task, moe_gate_loss_wt=0.3, moe_task_gate_loss_wt=0.2, moe_z_loss_wt=0.02)
+    flags = {"moe_gate_loss_wt": 0.3, "moe_task_gate_loss_wt": 0.2, "moe_z_loss_wt": 0.02}
+    weighted = criterion(task, moe_mutual_information_wt=0.4, **flags)
     weights = {stack: 0.3 if each in ("token", "sentence") else 0.2 for stack, each in zip(STACKS, routing)}
     sample = samples[0]
     records = model(**sample["net_input"])[1]["moe"]
     penalty = sum(
-        weights[stack] * balance_loss(record.gates, record.share) + 0.02 * z_loss(record.gates, record.share)
+        weights[stack] * balance_loss(record.gates, record.share)
+        + 0.02 * z_loss(record.gates, record.share)
+        + 0.4 * mutual_information_loss(record.gates, record.share)
         for stack in STACKS
         for record in records[stack]
     )

@@ -46,6 +46,8 @@ WRONG = [
     ({"moe_combine": "weights", "moe_task_gate": "static"}, "--moe-task-gate static: is for experts whose outputs"),
     ({"moe_combine": "weights", "moe_router_jitter": 0.1}, "--moe-router-jitter 0.1: is for experts whose outputs"),
     ({"moe_combine": "weights", "moe_route_scale": 2.0}, "--moe-route-scale 2.0: is for experts whose outputs"),
+    ({"moe_dense_training": True, "moe_combine": "weights"}, "has all experts, which --moe-combine is not for"),
+    ({"moe_dense_training": True, "moe_task_gate": "static"}, "has all experts, which --moe-task-gate is not for"),
     ({"moe_route_scale": 0.0}, "--moe-route-scale 0: give a value above 0"),
     ({"moe_combine": "weights", "moe_top_k": 9}, "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8"),
     ({"offload_activations": True}, "--offload-activations: not supported"),

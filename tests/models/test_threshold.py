@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskmoe_plugin.moe import balance_loss, counted_usage, top_k_gates
+from taskmoe_plugin.moe import Choice, balance_loss, counted_usage, top_k_gates
 from tests.helpers.models import PAIRS, build_model, kept, net_input, rows
 from tests.helpers.moe import WIDTH, expert_output, make_batch, make_layer
 
@@ -49,7 +49,7 @@ def test_balance_and_its_load_are_of_first_choices() -> None:
 @pytest.fixture
 def layer():
     layer = make_layer("token", experts=5, top_k=4)
-    layer.moe.router.threshold, layer.moe.router.scale = THRESHOLD, SCALE
+    layer.moe.router.choice = Choice(SCALE, THRESHOLD)
     layer.moe.router.gate.weight.data *= 4
     return layer
 

@@ -14,6 +14,7 @@ from taskmoe_plugin.moe import (
     expert_load,
     experts_in_use,
     gate_entropy,
+    mutual_information_loss,
     top_k_gates,
     z_loss,
 )
@@ -141,6 +142,33 @@ def test_entropy_is_0_when_certain_and_log_e_when_indifferent() -> None:
     assert gate_entropy(gates_of([[0.25] * 4]), torch.ones(1)).item() == pytest.approx(math.log(4))
     mixed = gate_entropy(gates_of([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([0.75, 0.25]))
     assert mixed.item() == pytest.approx(0.25 * math.log(2))
+
+
+def test_mutual_information_is_ln_e_where_each_unit_is_certain_of_an_expert_of_its_own() -> None:
+    loss = mutual_information_loss(gates_of([[1.0, 0.0], [0.0, 1.0]]), EVEN)
+    assert loss.item() == pytest.approx(-math.log(2), abs=1e-6)
+    # Nothing is learnt of an expert from the unit where all choose alike, certain or not.
+    for row in ([1.0, 0.0], [0.5, 0.5], [0.9, 0.1]):
+        assert mutual_information_loss(gates_of([row, row]), EVEN).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_mutual_information_is_the_published_formula() -> None:
+    rows, share = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], [0.25, 0.75]
+    mean = [sum(s * row[e] for s, row in zip(share, rows)) for e in range(3)]
+    conditional = sum(s * sum(p * math.log(p) for p in row) for s, row in zip(share, rows))
+    expected = sum(p * math.log(p) for p in mean) - conditional
+    found = mutual_information_loss(gates_of(rows), torch.tensor(share))
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+    # Units that stand for half of all tokens have half of it.
+    half = mutual_information_loss(gates_of(rows), torch.tensor(share) / 2)
+    assert half.item() == pytest.approx(expected / 2, abs=1e-6)
+    assert mutual_information_loss(gates_of(rows), torch.zeros(2)).item() == 0
+
+
+def test_mutual_information_has_a_finite_gradient_where_an_expert_is_not_allowed() -> None:
+    logits = torch.tensor([[0.0, 1.0, -math.inf], [1.0, 0.0, -math.inf]], requires_grad=True)
+    mutual_information_loss(top_k_gates(logits, 1), EVEN).backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_an_expert_is_in_use_if_a_unit_with_tokens_chooses_it() -> None:

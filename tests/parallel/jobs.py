@@ -20,8 +20,9 @@ from torch import distributed as dist
 
 from taskmoe_plugin.bench.workers import peak_bytes
 from taskmoe_plugin.moe import TaskGates
+from taskmoe_plugin.parallel.manifest import is_stacked, make_manifest
 from taskmoe_plugin.parallel.placement import held_by
-from taskmoe_plugin.parallel.shards import is_stacked, make_manifest, write_shard
+from taskmoe_plugin.parallel.shards import write_shard
 from taskmoe_plugin.subnet.consolidate import consolidate
 from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus

@@ -109,6 +109,7 @@ DDP = {
         spread=False,
     ),
     "replicated-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}, NO_GATE_LOSS, spread=False),
+    "spread-dense-training": Scenario((EVEN, ONE_TASK, FILLER), {**TASK, "moe_dense_training": True}, CLIPPED),
     "replicated-merged": Scenario((EVEN, ONE_TASK, FILLER, HALVES), {**TASK, **MERGED}, ADAM, spread=False),
     "spread": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, ADAM),
     "spread-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, CLIPPED),

@@ -72,7 +72,7 @@ def test_a_missing_broken_or_foreign_file_of_experts_is_named(
 
     spoiling: dict[str, Callable[[Path], Any]] = {
         "no such file, but the checkpoint has experts in it; put the folder 'experts' next to": Path.unlink,
-        "truncated or corrupted; restore it, or use another checkpoint": truncate,
+        "truncated: its end is missing; copy it again, or use another checkpoint": truncate,
         f"is of another run or save (experts/{other.name}); restore": lambda file: shutil.copy(other, file),
     }
     for number, (message, spoil) in enumerate(spoiling.items()):
@@ -113,12 +113,15 @@ def test_when_one_process_cannot_write_its_experts_all_say_so(corpus: Corpus) ->
         for process in running:
             process.join(MINUTE)
             assert process.exitcode == 1
-    for rank, reason in enumerate(("by another process", "File too large")):
+    reasons = (
+        "not kept, as another process cannot write its experts",
+        r"cannot be written \(File too large\); nothing was kept of it, make room or give another place",
+    )
+    for rank, reason in enumerate(reasons):
         error = (directory / f"error-{rank}").read_text()
         assert re.fullmatch(
-            rf"TaskMoEError: {directory}/experts/\w+-{rank}of2.pt: cannot be written \({reason}\); earlier checkpoints "
-            "are complete", error,
-        )  # fmt: skip
+            rf"TaskMoEError: {directory}/experts/\w+-{rank}of2.pt: {reason}; earlier checkpoints are complete", error
+        )
     assert not list(directory.glob("*.pt"))
 
 
@@ -140,4 +143,4 @@ def test_nan_on_one_process_stops_all_as_it_stops_one_and_leaves_no_usable_check
     trainer = make_trainer(corpus, RESHARDED["adam"], 1, 0, directory)
     with pytest.raises(SystemExit), one_line_errors():
         trainer.load_checkpoint(str(directory / "crash.pt"))
-    assert "no experts: it was written in a crash" in capfd.readouterr().err
+    assert "the checkpoint: has no experts: it was written in a crash" in capfd.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from taskmoe_plugin.parallel.shards import is_stacked
+from taskmoe_plugin.parallel.manifest import is_stacked
 from tests.helpers.corpus import Corpus
 from tests.parallel.scenarios import RESHARDED, STAGES
 from tests.parallel.test_same_training import assert_near, whole

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskmoe_plugin.parallel.shards import is_stacked
+from taskmoe_plugin.parallel.manifest import is_stacked
 from tests.parallel.conftest import Trained
 from tests.parallel.scenarios import NOISY, SCENARIOS
 

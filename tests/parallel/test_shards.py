@@ -13,8 +13,9 @@ from fairseq.optim.nag import NAG
 from torch import Tensor, nn
 
 from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.parallel.manifest import is_stacked, make_manifest
 from taskmoe_plugin.parallel.placement import held_by
-from taskmoe_plugin.parallel.shards import ExpertShards, is_stacked, make_manifest, write_shard
+from taskmoe_plugin.parallel.shards import ExpertShards, write_shard
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
 from tests.helpers.models import build_model
 
@@ -51,7 +52,7 @@ def write(directory: Path, processes: int, states: Callable[[range], dict[str, A
             name: torch.stack([torch.full(shape[1:], float(each)) for each in held]) for name, shape in SHAPES.items()
         }
         write_shard(directory / file, file, weights, states(held), dict.fromkeys(SHAPES, 0))
-    return ExpertShards(manifest, [directory])
+    return ExpertShards(manifest, [directory], "x.pt")
 
 
 def tensors(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -102,9 +103,9 @@ def test_a_checkpoint_with_another_number_of_experts_is_refused(tmp_path: Path, 
         weights = {name: state.pop(name) for name in list(state) if is_stacked(name)}
         manifest = make_manifest("0", 1, 8, weights)
         (file,) = manifest["files"]
-        write_shard(tmp_path / file, file, weights, {}, {})
+        write_shard(tmp_path / file, file, weights, {name: {} for name in weights}, dict.fromkeys(weights, 0))
         state["expert_shards"] = manifest
     model = build_model(moe_expert_count=2, **flags)
-    SpreadExperts(model, OneOfTwo(), 4, [tmp_path])  # type: ignore[arg-type]
+    SpreadExperts(model, OneOfTwo(), 4, [tmp_path], "the checkpoint")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--moe-expert-count 4: the checkpoint has 8 experts in each layer; give 8"):
         model.load_state_dict(state)

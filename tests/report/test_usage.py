@@ -53,6 +53,19 @@ def test_experts_and_weights_of_tasks_are_those_of_the_model(
         assert torch.allclose(usage.layers[1].share, stack.tasks.share)
 
 
+def test_the_load_of_merged_experts_is_their_share_in_the_networks(
+    corpus: Corpus, template: Path, tmp_path: Path
+) -> None:
+    path = write_model(corpus, template, tmp_path / "model.pt", "--moe-combine", "weights")
+    checkpoint = Checkpoint.open(path)
+    for config, layers in moe_stacks(checkpoint).values():
+        (usage,) = task_usage(checkpoint, config, layers).layers.values()
+        assert usage.load.gt(0).all()
+        torch.testing.assert_close(usage.load.sum(dim=1), torch.ones(len(usage.share)))
+        torch.testing.assert_close(usage.expert_load, usage.share @ usage.weight)
+        assert usage.expert_load.max() > 1.01 / config.experts
+
+
 def test_token_statistics_are_those_of_validation_batches(corpus: Corpus, by_token: Path) -> None:
     report = find_out(by_token, [corpus.bin], "valid", None)
     task = make_task(corpus)

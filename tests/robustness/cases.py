@@ -18,6 +18,7 @@ from tests.robustness.damages import Damage
 
 USER_DIR = plugin.rpartition("/")[0]
 # Paths in a case's directory.
+TOKEN_FILE, PIECES, SUBNET = "token/checkpoint_last.pt", "pieces.model", "subnet/en-de"
 MODEL_FILE, SPREAD_FILE, EXPERTS = "model/checkpoint_last.pt", "spread/checkpoint_last.pt", "spread/experts/*-0of2.pt"
 TASK = (
     "bin", "--user-dir", USER_DIR, "--task", "taskmoe_translation", "--langs", ",".join(LANGS), "--lang-pairs",
@@ -27,6 +28,10 @@ EXTRACT = ("fairseq-extract-subnet", "bin", "--lang-pairs", "en-de", "--output-d
 TRAIN = (
     "fairseq-train", *TASK, *MODEL, *CRITERION, *OPTIMIZER, "--max-tokens", 300, "--max-update", 4, "--save-dir",
     "save",
+)  # fmt: skip
+BENCH = (
+    "taskmoe", "bench", "decode", "bin", "--systems", "full", "--batch-sizes", 1, "--beam", 1, "--length", 2,
+    "--repetitions", 1, "--threads", 1,
 )  # fmt: skip
 DECODE = (*TASK, "--source-lang", "en", "--target-lang", "de", "--beam", 2, "--max-len-b", 5)
 
@@ -52,40 +57,68 @@ def _data(name: str) -> dict[str, str]:
     return {"index": _half(name, "idx"), "data": _half(name, "bin")}
 
 
+SPREAD = {"experts": EXPERTS, "manifest": SPREAD_FILE}
 DICTIONARY = {"dictionary": "bin/dict.en.txt"}
 ENTRY_POINTS = {
     "extract": EntryPoint((*EXTRACT, "--path", MODEL_FILE), {"checkpoint": MODEL_FILE, **DICTIONARY}),
     "extract ctranslate2": EntryPoint(
         (*EXTRACT, "--path", MODEL_FILE, "--format", "ctranslate2"), {"checkpoint": MODEL_FILE}
     ),
-    "extract spread": EntryPoint((*EXTRACT, "--path", SPREAD_FILE), {"experts": EXPERTS}),
+    "extract spread": EntryPoint((*EXTRACT, "--path", SPREAD_FILE), SPREAD),
     "extract --verify": EntryPoint((*EXTRACT, "--path", MODEL_FILE, "--verify"), _data("test")),
     "extract --trim-vocabulary": EntryPoint((*EXTRACT, "--path", MODEL_FILE, "--trim-vocabulary"), _data("train")),
+    "extract --sentencepiece-model": EntryPoint(
+        ("taskmoe", "extract", *EXTRACT[1:], "--path", MODEL_FILE, "--sentencepiece-model", PIECES), {"pieces": PIECES}
+    ),
+    "translate": EntryPoint(
+        ("taskmoe", "translate", SUBNET, "text.txt", "--beam-size", 1, "--threads", 1),
+        {
+            "description": f"{SUBNET}/subnet.json",
+            "ctranslate2": f"{SUBNET}/model.bin",
+            "pieces": f"{SUBNET}/sentencepiece.bpe.model",
+            "text": "text.txt",
+        },
+    ),
+    "convert join": EntryPoint(
+        ("taskmoe", "convert", "join", MODEL_FILE, "model/other.pt", "--output", "out.pt"),
+        {"checkpoint": "model/other.pt"},
+    ),
+    "convert prune": EntryPoint(
+        ("taskmoe", "convert", "prune", TOKEN_FILE, "--output", "out.pt", "--experts", 2, "--data", "bin"),
+        {"checkpoint": TOKEN_FILE, **_data("valid"), **DICTIONARY},
+    ),
     "report": EntryPoint(
         ("taskmoe", "report", MODEL_FILE, "--output-dir", "out", "--no-plots"), {"checkpoint": MODEL_FILE}
     ),
     "report --data": EntryPoint(
-        ("taskmoe", "report", "token/checkpoint_last.pt", "--output-dir", "out", "--no-plots", "--data", "bin"),
+        ("taskmoe", "report", TOKEN_FILE, "--output-dir", "out", "--no-plots", "--data", "bin"),
         {**_data("valid"), **DICTIONARY},
     ),
     "consolidate": EntryPoint(
-        ("taskmoe", "consolidate", SPREAD_FILE, "--output", "out.pt"), {"checkpoint": SPREAD_FILE, "experts": EXPERTS}
+        ("taskmoe", "consolidate", SPREAD_FILE, "--output", "out.pt"), {"checkpoint": SPREAD_FILE, **SPREAD}
+    ),
+    "bench decode": EntryPoint(
+        (*BENCH, "--path", MODEL_FILE, "--lang-pair", "en-de", "--output", "out"),
+        {"checkpoint": MODEL_FILE, **_data("test"), **DICTIONARY},
     ),
     "bench show": EntryPoint(("taskmoe", "bench", "show", "bench.json"), {"json": "bench.json"}),
     "train": EntryPoint(TRAIN, {**_data("train"), **DICTIONARY}),
     "train, validating": EntryPoint(TRAIN, _data("valid")),
-    "train --restore-file": EntryPoint((*TRAIN, "--restore-file", MODEL_FILE), {"continued": MODEL_FILE}),
-    "train --finetune-from-model": EntryPoint((*TRAIN, "--finetune-from-model", MODEL_FILE), {"continued": MODEL_FILE}),
-    "train --distill-from": EntryPoint(
-        (*TRAIN, "--criterion", "taskmoe_word_distillation", "--distill-from", MODEL_FILE), {"continued": MODEL_FILE}
+    "train --restore-file": EntryPoint((*TRAIN, "--restore-file", MODEL_FILE), {"checkpoint": MODEL_FILE}),
+    "train --finetune-from-model": EntryPoint(
+        (*TRAIN, "--finetune-from-model", MODEL_FILE), {"checkpoint": MODEL_FILE}
     ),
+    "train --distill-from": EntryPoint(
+        (*TRAIN, "--criterion", "taskmoe_word_distillation", "--distill-from", MODEL_FILE), {"checkpoint": MODEL_FILE}
+    ),
+    "train --restore-file, spread": EntryPoint((*TRAIN, "--restore-file", SPREAD_FILE), SPREAD),
     "train --moe-task-groups": EntryPoint(
         (*TRAIN, "--decoder-moe-routing", "group", "--moe-task-groups", "groups.tsv"), {"groups": "groups.tsv"}
     ),
     "generate": EntryPoint(
         ("fairseq-generate", *DECODE, "--path", MODEL_FILE), {"checkpoint": MODEL_FILE, **_data("test"), **DICTIONARY}
     ),
-    "generate spread": EntryPoint(("fairseq-generate", *DECODE, "--path", SPREAD_FILE), {"experts": EXPERTS}),
+    "generate spread": EntryPoint(("fairseq-generate", *DECODE, "--path", SPREAD_FILE), SPREAD),
     "interactive": EntryPoint(("fairseq-interactive", *DECODE, "--path", MODEL_FILE), {"checkpoint": MODEL_FILE}),
     "validate": EntryPoint(
         ("fairseq-validate", *TASK, "--path", MODEL_FILE, "--max-tokens", 300, "--valid-subset", "valid"),
@@ -112,8 +145,7 @@ class Wanted:
 ANY_FILE = (
     Wanted(damages.removed, ("no such file", "no training data", "no test", "no valid", "no train", "cannot be read")),
     Wanted(damages.directory, ("Is a directory", "is a directory", "no such file", "cannot be read")),
-    # The second is what parallel/shards says, which does not tell reasons apart.
-    Wanted(damages.unreadable, ("Input/output error", "truncated or corrupted")),
+    Wanted(damages.unreadable, ("Input/output error",)),
 )
 TORCH = (
     *ANY_FILE,
@@ -125,15 +157,24 @@ TORCH = (
 DAMAGES: dict[str, tuple[Wanted, ...]] = {
     "checkpoint": (
         *TORCH,
-        Wanted(damages.noise, ("no PyTorch checkpoint", "corrupted")),
-        Wanted(damages.text, ("no PyTorch checkpoint", "corrupted")),
-        Wanted(damages.other_contents, ("fairseq",)),
+        Wanted(damages.noise, ("no PyTorch checkpoint",)),
+        Wanted(damages.text, ("no PyTorch checkpoint",)),
+        Wanted(damages.other_contents, ("fairseq", "training wrote")),
+        Wanted(damages.lacks_a_tensor, ("do not fit", "tensor"), harmless=True),
+        Wanted(damages.other_shape, ("do not fit", "tensor"), harmless=True),
         Wanted(damages.flipped, harmless=True),
         Wanted(damages.flipped_in_pickle, harmless=True),
         Wanted(damages.flipped_in_directory, harmless=True),
     ),
-    "experts": TORCH,
-    "continued": (*TORCH, Wanted(damages.text, ("corrupted", "no PyTorch checkpoint"))),
+    "experts": (
+        *TORCH,
+        Wanted(damages.other_contents, ("is of another run or save",)),
+        Wanted(damages.lacks_a_part, ("does not have",)),
+    ),
+    "manifest": (
+        Wanted(damages.thousand_million_experts, ("experts", "does not have")),
+        Wanted(damages.wrong_manifest, ("experts' files is damaged",)),
+    ),
     "dictionary": (
         *ANY_FILE,
         Wanted(damages.line_without_count, ("is not 'piece count'",)),
@@ -162,8 +203,32 @@ DAMAGES: dict[str, tuple[Wanted, ...]] = {
         Wanted(damages.other_set, ("truncated", "does not belong")),
         Wanted(damages.other_dictionary, ("another dictionary",)),
     ),
+    "pieces": (
+        *ANY_FILE,
+        Wanted(damages.text, ("no SentencePiece model", "cannot be loaded")),
+        Wanted(damages.empty, ("no SentencePiece model", "cannot be loaded")),
+        Wanted(damages.truncated, ("no SentencePiece model", "cannot be loaded", "of the pieces"), harmless=True),
+    ),
+    "description": (
+        *ANY_FILE,
+        Wanted(damages.truncated, ("extract",)),
+        Wanted(damages.text, ("extract",)),
+        Wanted(damages.other_values, ("extract",), harmless=True),
+    ),
+    "ctranslate2": (
+        *ANY_FILE,
+        Wanted(damages.truncated, ("cannot be loaded",)),
+        Wanted(damages.empty, ("cannot be loaded",)),
+        Wanted(damages.text, ("cannot be loaded",)),
+    ),
+    "text": (*ANY_FILE, Wanted(damages.not_utf8, ("no UTF-8",))),
     "groups": (*ANY_FILE, Wanted(damages.text, ("line 1 is not",)), Wanted(damages.not_utf8, ("cannot be read",))),
-    "json": (*ANY_FILE, Wanted(damages.truncated, ("not a report",)), Wanted(damages.text, ("not a report",))),
+    "json": (
+        *ANY_FILE,
+        Wanted(damages.truncated, ("not a report",)),
+        Wanted(damages.text, ("not a report",)),
+        Wanted(damages.other_rows, ("not a report",)),
+    ),
 }
 
 

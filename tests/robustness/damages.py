@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +17,13 @@ Damage = Callable[[Path, Random], None]
 
 
 class Foreign:
-    """Its unpickling would leave a trace beside the file."""
+    """Its unpickling would leave a trace beside the file, by what safe loading forbids more than anything."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
+        return os.system, (f"touch {shlex.quote(str(self.path))}",)
 
 
 def trace(path: Path) -> Path:
@@ -105,6 +108,69 @@ def other_contents(path: Path, random: Random) -> None:
     """A file of PyTorch's that is no checkpoint."""
     path.unlink()
     torch.save({"a": torch.zeros(2), "b": [1, 2]}, path)
+
+
+def lacks_a_tensor(path: Path, random: Random) -> None:
+    state = torch.load(path, weights_only=True)
+    del state["model"][random.choice(_weights(state))]
+    path.unlink()
+    torch.save(state, path)
+
+
+def other_shape(path: Path, random: Random) -> None:
+    """A tensor that is larger than the flags say."""
+    state = torch.load(path, weights_only=True)
+    name = random.choice(_weights(state))
+    state["model"][name] = torch.cat([state["model"][name]] * 2)
+    path.unlink()
+    torch.save(state, path)
+
+
+def _weights(state: dict[str, Any]) -> list[str]:
+    """Names of weights that are in any model once, and without which no command can do."""
+    return [name for name in state["model"] if name.endswith(("attn.k_proj.weight", "fc1.weight", "gates.weight"))]
+
+
+def thousand_million_experts(path: Path, random: Random) -> None:
+    _change_manifest(path, {"experts": 10**9})
+
+
+def wrong_manifest(path: Path, random: Random) -> None:
+    """What the checkpoint says of its experts is of another type."""
+    _change_manifest(path, {random.choice(["experts", "files", "parameters"]): random.choice([None, "text", [1], {}])})
+
+
+def _change_manifest(path: Path, changes: dict[str, Any]) -> None:
+    state = torch.load(path, weights_only=True)
+    state["model"]["expert_shards"].update(changes)
+    path.unlink()
+    torch.save(state, path)
+
+
+def lacks_a_part(path: Path, random: Random) -> None:
+    """A file of experts without something that belongs in it."""
+    state = torch.load(path, weights_only=True)
+    part = state[random.choice(["model", "optimizer", "numbers"])]
+    del part[random.choice(list(part))]
+    path.unlink()
+    torch.save(state, path)
+
+
+def other_rows(path: Path, random: Random) -> None:
+    report = json.loads(path.read_text())
+    report[random.choice(["rows", "name"])] = random.choice([[{"a": 1}], "nonsense", None, 1])
+    _changed(path, json.dumps(report).encode())
+
+
+def other_values(path: Path, random: Random) -> None:
+    """One value of a JSON file is of another type, or is not there."""
+    content = json.loads(path.read_text())
+    name = random.choice(sorted(content))
+    others: list[Any] = [None, 1, "text", [], {}, [1]]
+    content[name] = random.choice([each for each in others if type(each) is not type(content[name])])
+    if random.random() < 0.3:
+        del content[name]
+    _changed(path, json.dumps(content).encode())
 
 
 def longer(path: Path, random: Random) -> None:

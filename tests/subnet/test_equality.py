@@ -34,6 +34,8 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "every layer": ("--moe-freq", 1),
     "merged experts": ("--moe-combine", "weights", *PRE),
     "merged experts, the best two, in every layer": ("--moe-combine", "weights", "--moe-top-k", 2, "--moe-freq", 1),
+    "trained with all experts": ("--moe-dense-training", *PRE),
+    "trained with all experts, one kept": ("--moe-dense-training", "--moe-top-k", 1),
     "weights times two": ("--moe-route-scale", 2, *PRE),
     "dense encoder": ("--encoder-moe-freq", 0, *PRE),
     "dense decoder": ("--decoder-moe-freq", 0, *PRE),

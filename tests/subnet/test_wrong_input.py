@@ -110,8 +110,8 @@ def other_architecture(path: Path, target: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (truncated, "truncated, corrupted or no PyTorch checkpoint"),
-        (corrupted, "corrupted"),
+        (truncated, "truncated: its end is missing; copy it again"),
+        (corrupted, "damaged ("),
         (foreign_class, "holds Python objects that safe loading refuses"),
         (no_checkpoint, "not a fairseq checkpoint"),
         (plain_pickle, "no PyTorch checkpoint"),

@@ -1,0 +1,116 @@
+"""Whether training can go on from a checkpoint: its weights must mean the same in the new model.
+
+Gates and experts know tasks and each other by number alone: with other flags weights would go to others without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator
+
+import torch
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+
+from taskmoe_plugin.errors import TaskMoEError, UsageError, raise_all
+from taskmoe_plugin.models.config import STACKS, check_format, set_moe_defaults
+from taskmoe_plugin.models.stack import StackConfig
+from taskmoe_plugin.models.subnet_shape import SubnetShape
+
+MODEL = "taskmoe_transformer"
+# Flags that change what a weight is or does: of each stack, and of its MoE layers.
+DENSE = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+OF_EXPERTS = ("moe_combine", "moe_expert_count", "moe_top_k", "moe_threshold", "moe_route_scale")
+
+
+def check_languages(given: str, trained: str, name: str = "the checkpoint") -> None:
+    """Raise ``UsageError`` if ``--langs`` differs from what a model was trained with."""
+    if given != trained:
+        raise UsageError(f"--langs {given}: {name} was trained with --langs {trained}; give the same")
+
+
+def check_continues(args: Namespace, trained: Namespace, name: str) -> None:
+    """Raise an error if a new model cannot take up the weights of a trained one.
+
+    Args:
+        args: the arguments of the new model.
+        trained: those that the checkpoint carries.
+        name: what to call it, a path or a flag and its value.
+
+    Raises:
+        UsageError: it is dense, a subnet, or was trained with other flags, languages or tasks.
+        TaskMoEError: it is of another format, or damaged.
+    """
+    arch = getattr(trained, "arch", None) or getattr(trained, "_name", None)
+    if ARCH_MODEL_NAME_REGISTRY.get(arch, arch) != MODEL:
+        _check_dense(args, arch, name)
+        return
+    if SubnetShape.is_subnet(trained):
+        raise UsageError(f"{name}: is a subnet, without most of the experts; give the checkpoint it was extracted from")
+    check_format(trained, name)
+    try:
+        # Older checkpoints do not have all flags.
+        trained = Namespace(**vars(trained))
+        set_moe_defaults(trained)
+        stacks = [(StackConfig.from_args(args, stack), StackConfig.from_args(trained, stack)) for stack in STACKS]
+        langs = trained.taskmoe_langs
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TaskMoEError(f"{name}: its flags are damaged ({error}); copy it again") from error
+    check_languages(args.taskmoe_langs, langs, name)
+    flags = dict.fromkeys(_other_flags(args, trained, stacks))
+    raise_all(
+        [f"{flag} {given}: {name} was trained with {flag} {before}; give the same" for flag, given, before in flags]
+    )
+    for own, before in stacks:
+        _check_tasks(args, trained, own, before, name)
+
+
+def _check_dense(args: Namespace, arch: str | None, name: str) -> None:
+    if any(StackConfig.from_args(args, stack).moe_layers for stack in STACKS):
+        raise UsageError(
+            f"{name}: is a dense model (--arch {arch}), which has no experts to go on with; give one of {MODEL}"
+        )
+
+
+def _other_flags(
+    args: Namespace, trained: Namespace, stacks: list[tuple[StackConfig, StackConfig]]
+) -> Iterator[tuple[str, object, object]]:
+    """Flags whose values differ, each with its new and its trained value."""
+    for name, (own, before) in zip(STACKS, stacks):
+        for part in DENSE:
+            yield from _other(f"{name}_{part}", args, trained)
+        if own.moe_layers != before.moe_layers:
+            yield f"--{name}-moe-freq", own.freq, before.freq
+        if not (own.moe_layers and before.moe_layers):
+            continue
+        for part in (f"{name}_moe_routing", *OF_EXPERTS):
+            yield from _other(part, args, trained)
+        if own.ffn_dim != before.ffn_dim:
+            yield "--moe-expert-ffn-dim", own.ffn_dim, before.ffn_dim
+        if own.table is not None and before.table is not None:
+            yield from _other("moe_task_gate", args, trained)
+
+
+def _other(name: str, args: Namespace, trained: Namespace) -> Iterator[tuple[str, object, object]]:
+    own, before = getattr(args, name), getattr(trained, name)
+    if own != before:
+        yield f"--{name.replace('_', '-')}", own, before
+
+
+def _check_tasks(args: Namespace, trained: Namespace, own: StackConfig, before: StackConfig, name: str) -> None:
+    """Raise ``UsageError`` if a stack's tasks are not the trained ones: the same pairs, in the same order."""
+    if own.table is None or before.table is None:
+        return
+    if own.routing == "group":
+        groups = json.loads(trained.taskmoe_groups)
+        for pair, group in json.loads(args.taskmoe_groups).items():
+            if groups.get(pair, group) != group:
+                raise UsageError(
+                    f"--moe-task-groups {args.moe_task_groups}: puts {pair} into {group}, and {name} was trained with "
+                    f"it in {groups[pair]}; give the same groups"
+                )
+    if own.table.names != before.table.names or not torch.equal(own.table.lookup, before.table.lookup):
+        raise UsageError(
+            f"--lang-pairs {args.taskmoe_lang_pairs}: {name} was trained with --lang-pairs "
+            f"{trained.taskmoe_lang_pairs}, and the {own.stack}'s gates know its tasks by their order; give the same"
+        )

@@ -1,0 +1,73 @@
+"""Files of experts that a run has written, and removes when fairseq removes their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from taskmoe_plugin.files.loading import LoadError, MissingFile, TruncatedFile, is_archive, load
+from taskmoe_plugin.parallel.manifest import KEY
+
+Identity = tuple[int, int, int]
+
+
+class OwnFiles:
+    """The files of experts that this run has written to a directory, and that its checkpoints there need.
+
+    fairseq replaces and removes checkpoints while it saves, and at no other time. Where one is gone at another time, a
+    user has renamed or moved it: its files are no longer this run's to remove. Those of other runs never are.
+
+    Args:
+        directory: where checkpoints are saved.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        # The files of each save, with the checkpoints that name them.
+        self._saves: dict[tuple[str, ...], dict[Path, Identity]] = {}
+
+    def before_save(self) -> None:
+        """Leave to users the files of checkpoints that fairseq has not removed, but that are gone."""
+        self._saves = {
+            files: checkpoints
+            for files, checkpoints in self._saves.items()
+            if all(_identity(path) == identity for path, identity in checkpoints.items())
+        }
+
+    def add(self, files: Sequence[str]) -> None:
+        """Add those of a new save, whose checkpoint is yet to be written."""
+        self._saves[tuple(files)] = {}
+
+    def remove_unused(self) -> None:
+        """After a save, remove files that no checkpoint needs. Where one cannot be read, nothing is removed."""
+        try:
+            found = list(self._checkpoints())
+        except LoadError:
+            return
+        for files in list(self._saves):
+            self._saves[files] = {path: identity for path, identity, named in found if named == files}
+            if not self._saves[files]:
+                for file in files:
+                    (self._directory / file).unlink(missing_ok=True)
+                del self._saves[files]
+
+    def _checkpoints(self) -> Iterator[tuple[Path, Identity, tuple[str, ...]]]:
+        """The checkpoints in the directory, whatever they are called, that name files of experts."""
+        for path in filter(is_archive, self._directory.iterdir()):
+            identity = _identity(path)
+            try:
+                files = tuple(load(path)["model"][KEY]["files"])
+            # What is cut short was left by a run that was killed.
+            except (MissingFile, TruncatedFile, KeyError, TypeError):
+                continue
+            if identity is not None:
+                yield path, identity, files
+
+
+def _identity(path: Path) -> Identity | None:
+    """What changes when a file is replaced or written to; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
