@@ -24,9 +24,9 @@ from taskmoe_plugin.models.continuing import check_continues, check_languages
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
 from taskmoe_plugin.models.packed_experts import unpack_state
-from taskmoe_plugin.models.upcycling import upcycle_state
 from taskmoe_plugin.models.task_table import split_pair
-from taskmoe_plugin.parallel.command_line import settle
+from taskmoe_plugin.models.upcycling import upcycle_state
+from taskmoe_plugin.parallel.command_line import correct_flags
 from taskmoe_plugin.parallel.group import ExpertGroup
 from taskmoe_plugin.parallel.resuming import Start
 
@@ -196,7 +196,7 @@ class TaskMoETransformerModel(TransformerModel):
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer")
 def base_architecture(args: Namespace) -> None:
     """fairseq's ``transformer`` with 8 experts in every second layer."""
-    settle(args)
+    correct_flags(args)
     _set_defaults(args)
 
 
