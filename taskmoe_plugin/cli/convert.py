@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskmoe_plugin.cli.conversions import join, prune, quantize, upcycle
+from taskmoe_plugin.cli.conversions import join, moefy, prune, quantize, upcycle
 from taskmoe_plugin.cli.conversions.common import ConversionParser
 
 
@@ -18,6 +18,7 @@ def add_parser(commands: Any) -> None:
     )
     conversions = parser.add_subparsers(metavar="WHAT", required=True, parser_class=ConversionParser)
     join.add_parser(conversions)
+    moefy.add_parser(conversions)
     prune.add_parser(conversions)
     quantize.add_parser(conversions)
     upcycle.add_parser(conversions)

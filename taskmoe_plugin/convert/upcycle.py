@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.convert.conversion import Conversion, Converted
+from taskmoe_plugin.convert.dense import sparse_cfg
 from taskmoe_plugin.convert.fitting import dictionary_sizes, empty_model
 from taskmoe_plugin.convert.optimizer_state import OptimizerState
 from taskmoe_plugin.convert.source import Source
-from taskmoe_plugin.errors import TaskMoEError, UsageError
-from taskmoe_plugin.models.config import STACKS, check_args, remember_languages, set_moe_defaults
+from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.upcycling import StackUpcycling, plan_upcycling
 from taskmoe_plugin.moe import LinearGate
-from taskmoe_plugin.subnet.checkpoint import MODEL
 from taskmoe_plugin.subnet.scratch import Scratch
-from taskmoe_plugin.tasks.remembered_flags import remember_stock_flags
 
 CRITERION = "TaskMoELabelSmoothedCrossEntropyCriterion"
-STOCK_TASK = "translation_multi_simple_epoch"
 SEED = 1  # fairseq's default
 
 
@@ -42,15 +40,10 @@ def upcycle(flags: Mapping[str, Any], copies: bool, optimizer: bool) -> Conversi
 
 def _upcycle(flags: Mapping[str, Any], copies: bool, optimizer: bool, source: Source, scratch: Scratch) -> Converted:
     source.require(dense=True, remedy="upcycling is for dense models; use it as it is")
-    cfg = source.cfg
-    task = cfg["task"]
-    if task.task not in (STOCK_TASK, "taskmoe_translation"):
-        raise TaskMoEError(
-            f"{source.path}: was trained with --task {task.task}, whose dictionaries have no languages; give a model "
-            f"of --task {STOCK_TASK}"
-        )
-    remember_stock_flags(task)
-    args = _sparse_args(cfg["model"], task, flags, copies)
+    cfg = sparse_cfg(source, flags)
+    args = cfg["model"]
+    if not copies and args.moe_combine != "weights" and args.moe_expert_ffn_dim is None:
+        args.moe_expert_ffn_dim = _slice_width(args)
     configs = [StackConfig.from_args(args, stack) for stack in STACKS]
     names = set(source.tensors.names())
     plans = plan_upcycling(configs, lambda name: source.tensors.shape(name) if name in names else None)
@@ -67,22 +60,6 @@ def _upcycle(flags: Mapping[str, Any], copies: bool, optimizer: bool, source: So
     return Converted(cfg, model, "; ".join(map(str, plans)), changes)
 
 
-def _sparse_args(args: Namespace, task: Namespace, flags: Mapping[str, Any], copies: bool) -> Namespace:
-    """The arguments of the new model, made of the dense one's in place."""
-    # Of a dense model that was trained with this plugin.
-    for name in [name for name in vars(args) if name.startswith(("moe_", "taskmoe_")) or "_moe_" in name]:
-        delattr(args, name)
-    vars(args).update(flags)
-    args.arch, args.user_dir = MODEL, None
-    args._name = MODEL
-    set_moe_defaults(args)
-    check_args(args)
-    if not copies and args.moe_combine != "weights" and args.moe_expert_ffn_dim is None:
-        args.moe_expert_ffn_dim = _slice_width(args)
-    remember_languages(args, task.langs, _pairs(task))
-    return args
-
-
 def _slice_width(args: Namespace) -> int:
     widths = {getattr(args, f"{stack}_ffn_embed_dim") for stack in STACKS if getattr(args, f"{stack}_moe_freq")}
     if len(widths) > 1:
@@ -96,12 +73,6 @@ def _slice_width(args: Namespace) -> int:
             f"--moe-top-k {k}: does not divide the width {width} of the networks; give another, or --copies"
         )
     return int(width // k)
-
-
-def _pairs(task: Namespace) -> list[str]:
-    extra = {pair for pairs in (task.extra_lang_pairs or {}).values() for pair in pairs.split(",")}
-    pairs = task.lang_pairs.split(",") if isinstance(task.lang_pairs, str) else list(task.lang_pairs)
-    return [*pairs, *sorted(extra - set(pairs))]
 
 
 def _fresh_gates(config: StackConfig) -> Iterator[tuple[str, Tensor]]:

@@ -66,8 +66,10 @@ def check_continues(
         raise TaskMoEError(f"{name}: its flags are damaged ({error}); copy it again") from error
     check_languages(args.taskmoe_langs, trained_langs, name)
     if finetuned:
-        # Of a dense stack experts are made.
-        stacks = [(own, before) for own, before in stacks if before.moe_layers]
+        # Of a dense stack experts are made, which cannot take over low-rank matrices.
+        stacks = [(own, before) for own, before in stacks if before.moe_layers or before.low_rank]
+        # New matrices have a product of zero.
+        trained.task_low_rank = trained.task_low_rank or args.task_low_rank
     flags = dict.fromkeys(_other_flags(args, trained, stacks))
     raise_all(
         [f"{flag} {given}: {name} was trained with {flag} {before}; give the same" for flag, given, before in flags]
@@ -79,10 +81,10 @@ def check_continues(
 def _check_dense(args: Namespace, arch: str | None, name: str) -> None:
     experts = any(StackConfig.from_args(args, stack).moe_layers for stack in STACKS)
     if experts or args.task_low_rank:
-        missing = "experts" if experts else "low-rank matrices"
+        missing, remedy = ("experts", "make experts of its networks") if experts else ("low-rank matrices", "add them")
         raise UsageError(
             f"{name}: is a dense model (--arch {arch}), which has no {missing} to go on with; give one of {MODEL}, or, "
-            "to make experts of its networks, --finetune-from-model"
+            f"to {remedy}, --finetune-from-model"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,25 @@ from taskmoe_plugin.moe import CurrentLanguages, LowRankLinear
 ATTENTION = ("self_attn", "encoder_attn")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 FEED_FORWARD = ("fc1", "fc2")
+# What the matrices of a linear map are called, beside its weight.
+TENSORS = ".low_rank_source", ".low_rank_target"
+
+
+def add_missing(state: dict[str, Any], fresh: Mapping[str, Tensor]) -> bool:
+    """Give a state that has no low-rank matrices those of a new model, with which it computes the same.
+
+    Args:
+        state: the tensors by name; changed in place.
+        fresh: the initial tensors of the model.
+
+    Returns:
+        Whether there was something to do.
+    """
+    missing = {name: each for name, each in fresh.items() if name.endswith(TENSORS)}
+    if any(name.endswith(TENSORS) for name in state):
+        return False
+    state.update(missing)
+    return bool(missing)
 
 
 class ProjectedAttention(MultiheadAttention):

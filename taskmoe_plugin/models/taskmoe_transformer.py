@@ -23,6 +23,7 @@ from taskmoe_plugin.models.config import (
 from taskmoe_plugin.models.continuing import check_continues, check_languages
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
+from taskmoe_plugin.models.low_rank import add_missing
 from taskmoe_plugin.models.packed_experts import unpack_state
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.models.upcycling import upcycle_state
@@ -115,7 +116,7 @@ class TaskMoETransformerModel(TransformerModel):
         """Make what an older fairseq or a dense Transformer has trained, or was quantised, the state of this model.
 
         Where this model has experts and a state has none, they are made of its feed-forward networks, so that the model
-        computes what the dense one did (see ``moe.upcycle``).
+        computes what the dense one did (see ``moe.upcycle``). Low-rank matrices are added that change nothing.
 
         Raises:
             UsageError: with this model's flags they cannot.
@@ -126,6 +127,8 @@ class TaskMoETransformerModel(TransformerModel):
         done = upcycle_state(state_dict, configs, self.state_dict())
         if done:
             logger.info(f"the checkpoint is dense: {done}; the model computes what that one does")
+        if add_missing(state_dict, self.state_dict()):
+            logger.info("the checkpoint has no low-rank matrices: they begin with a product of zero")
 
     @property
     def group(self) -> ExpertGroup | None:

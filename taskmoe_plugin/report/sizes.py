@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from taskmoe_plugin.models.low_rank import TENSORS
 from taskmoe_plugin.subnet.checkpoint import Checkpoint, MappedTensors
 from taskmoe_plugin.subnet.plan import Plan, StackForm, StackPlan, make_plan
 from taskmoe_plugin.subnet.report import Size
-from taskmoe_plugin.subnet.weights import LOW_RANK, ffn_dims
+from taskmoe_plugin.subnet.weights import ffn_dims
 
 # What a folded subnet has none of, or has in another width.
 _FEED_FORWARD = re.compile(
@@ -53,7 +54,7 @@ def subnet_sizes(checkpoint: Checkpoint) -> list[SubnetSize]:
 
 def low_rank_parameters(tensors: MappedTensors) -> int:
     """The parameters of a model's low-rank language matrices."""
-    return sum(tensors.shape(name).numel() for name in tensors.names() if name.endswith(LOW_RANK))
+    return sum(tensors.shape(name).numel() for name in tensors.names() if name.endswith(TENSORS))
 
 
 def _feed_forward(tensors: MappedTensors, plan: Plan, padded: bool) -> int:

@@ -201,7 +201,9 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     if config.choice.threshold:
         gates = {layer: _chosen(*table) for layer, table in gates.items()}
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
-    form = StackForm.FOLDED if len(kept.names) == 1 else StackForm.ROUTED
+    # Where low-rank matrices are kept, every feed-forward network without experts has some, and experts have none.
+    folds = len(kept.names) == 1 and (len(pairs) == 1 or not config.low_rank)
+    form = StackForm.FOLDED if folds else StackForm.ROUTED
     return StackPlan(config, form, layers, moe_layers, tuple(pairs), gates, kept.names, task)
 
 

@@ -11,13 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from taskmoe_plugin.models.low_rank import TENSORS
 from taskmoe_plugin.moe.fold import PARTS, fold, pad, part_shapes
 from taskmoe_plugin.moe.low_rank import fold_low_rank
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.plan import Plan, StackForm, StackPlan
 
 _OF_LAYERS = re.compile(r"(encoder|decoder)\.(layers\.\d+\.(moe|fc[12](?!\.low_rank))|tasks)\.")
-LOW_RANK = ".low_rank_source", ".low_rank_target"
 
 
 class Read(Protocol):
@@ -81,7 +81,7 @@ def reader(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor], advan
         rows: for tensors of which only some rows are kept, their indices (int64).
         advance: told of the number of bytes that have been read.
     """
-    low_rank = {name for name in tensors.names() if name.endswith(LOW_RANK)} if plan.languages else set()
+    low_rank = {name for name in tensors.names() if name.endswith(TENSORS)} if plan.languages else set()
 
     def read_part(name: str, index: int) -> Tensor:
         tensor = tensors.expert(name, index)
@@ -93,7 +93,7 @@ def reader(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor], advan
             return read_part(name, expert)
         tensor = tensors.tensor(name, rows.get(name))
         advance(tensor.nbytes)
-        factors = [name.removesuffix(".weight") + part for part in LOW_RANK]
+        factors = [name.removesuffix(".weight") + part for part in TENSORS]
         if plan.languages is None or low_rank.isdisjoint(factors):
             return tensor
         return fold_low_rank(tensor, *map(read_part, factors, plan.languages))
@@ -107,7 +107,7 @@ def kept_bytes(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor]) -
     shapes = [(tensors.mapped(name), len(rows[name]) if name in rows else None) for name in names]
     total = sum(mapped[:kept].nbytes for mapped, kept in shapes)
     if plan.languages is not None:
-        total += sum(tensors.mapped(name)[0].nbytes for name in tensors.names() if name.endswith(LOW_RANK))
+        total += sum(tensors.mapped(name)[0].nbytes for name in tensors.names() if name.endswith(TENSORS))
     for stack in plan.stacks.values():
         for layer in range(stack.layers):
             total += _network_bytes(tensors, stack, layer)
@@ -136,7 +136,7 @@ def ffn_dims(tensors: MappedTensors, stack: StackPlan) -> list[int]:
 
 def _shared_names(tensors: MappedTensors, plan: Plan) -> list[str]:
     names = [name for name in tensors.names() if name not in tensors.tied and not _OF_LAYERS.match(name)]
-    return [name for name in names if plan.languages is None or not name.endswith(LOW_RANK)]
+    return [name for name in names if plan.languages is None or not name.endswith(TENSORS)]
 
 
 def _part_name(stack: StackPlan, layer: int, part: str) -> str:

@@ -11,40 +11,20 @@ import pytest
 import torch
 
 from taskmoe_plugin.cli.main import main
-from tests.convert.checkpoints import load, write_checkpoint
+from tests.convert.checkpoints import SHARED, assert_same_function, load, stock_task, write_checkpoint, write_dense
 from tests.helpers.models import (
     LANGS,
     PAIRS,
     build_model,
     build_model_of,
-    kept,
     model_args,
     net_input,
     rows,
 )
 from tests.helpers.training import group_file
 
-SHARED = {"share_all_embeddings": True, "encoder_normalize_before": True}
 # How far the weights of a single expert, chosen by token or sentence, are from 1/E.
 ROUNDING = {1: 1e-4, 2: 1e-5, 4: 1e-5}
-
-
-def stock_task(**changes: Any) -> Namespace:
-    """The task's flags of a checkpoint of stock fairseq."""
-    flags = {
-        "task": "translation_multi_simple_epoch", "langs": list(LANGS), "lang_pairs": list(PAIRS),
-        "extra_lang_pairs": None, "encoder_langtok": "tgt", "decoder_langtok": True, "langtoks_specs": ["main"],
-        "lang_tok_style": "multilingual", "lang_tok_replacing_bos_eos": False, "left_pad_source": "True",
-        "left_pad_target": "False", "langtoks": {"main": ("tgt", "tgt")}, "lang_dict": None,
-    }  # fmt: skip
-    return Namespace(**{**flags, **changes})
-
-
-def write_dense(path: Path, task: Namespace | None = None, arch: str = "transformer", **flags: Any) -> Path:
-    """A dense checkpoint."""
-    args = model_args(arch, **{**SHARED, **flags})
-    changes = {"cfg": {"model": args, "task": task or stock_task(), "criterion": None}}
-    return write_checkpoint(path, args, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +39,6 @@ def upcycle(dense: Path, output: Path, *flags: Any) -> Any:
     model = build_model_of(state["cfg"]["model"])
     model.load_state_dict(state["model"])
     return model
-
-
-def assert_same_function(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    """Two models in evaluation have the same logits, on a batch of all pairs and on one of a single pair."""
-    for batch in (net_input(rows(10)), net_input(rows(3, pairs=PAIRS[:1]))):
-        plain = {name: each for name, each in batch.items() if "lang" not in name}
-        logits = [torch.cat(kept(model(**each)[0], batch)) for model, each in ((found, batch), (expected, plain))]
-        torch.testing.assert_close(*logits, atol=tolerance, rtol=tolerance)
 
 
 # Every routing in each stack.

@@ -90,6 +90,14 @@ def test_flags_that_change_no_weight_are_taken(before: dict, after: dict) -> Non
     check_continues(args_of(**after), args_of(**before), NAME)
 
 
+def test_finetuning_may_add_low_rank_matrices_and_not_change_them() -> None:
+    check_continues(args_of(task_low_rank=2), args_of(), NAME, finetuned=True)
+    with pytest.raises(UsageError, match=r"--task-low-rank 2: .* was trained with --task-low-rank 3"):
+        check_continues(args_of(task_low_rank=2), args_of(task_low_rank=3), NAME, finetuned=True)
+    with pytest.raises(UsageError, match=r"--encoder-moe-freq 2: .* was trained with --encoder-moe-freq 0"):
+        check_continues(args_of(task_low_rank=3), args_of(task_low_rank=3, moe_freq=0), NAME, finetuned=True)
+
+
 def test_flags_that_older_checkpoints_do_not_have_are_the_defaults() -> None:
     trained = args_of()
     del trained.moe_combine, trained.moe_route_scale

@@ -185,6 +185,18 @@ def test_half_precision_and_autocast(dtype: torch.dtype) -> None:
             assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("experts", [False, True])
+def test_it_begins_with_a_model_that_has_none(experts: bool) -> None:
+    flags = {"moe_freq": 2, "moe_expert_count": 4} if experts else {"moe_freq": 0}
+    trained, model = build_model(seed=7, **flags), build_model(task_low_rank=3, **flags)
+    model.load_state_dict(trained.state_dict())
+    batch = net_input(rows())
+    torch.testing.assert_close(model(**batch)[0], trained(**batch)[0])
+    learnt = build(task_low_rank=3, **flags)
+    model.load_state_dict(learnt.state_dict())
+    torch.testing.assert_close(model.state_dict(), learnt.float().state_dict())
+
+
 def test_without_language_ids_it_says_what_is_missing() -> None:
     batch = net_input(rows(3))
     del batch["src_lang_id"]

@@ -115,7 +115,7 @@ def test_a_union_with_experts_keeps_all_matrices(corpus: Corpus, trained: Path, 
     assert all(torch.equal(kept[name], full[name]) for name in matrices)
 
 
-def test_a_union_whose_experts_fold_keeps_the_matrices_too(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
+def test_a_union_of_one_task_keeps_experts_and_matrices(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     by_target = ("--encoder-moe-routing", "target", "--decoder-moe-routing", "target")
     path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *LOW_RANK, *by_target)
     subnet = extract(corpus, path, tmp_path, "de-en+fr-en", "--verify", 5)
