@@ -43,10 +43,12 @@ class EntryPoint:
     Attributes:
         command: its arguments, with paths relative to the case's directory.
         reads: for each kind of file in ``DAMAGES`` one that it reads.
+        long: whether its success takes too long to be tried here.
     """
 
     command: tuple[Any, ...]
     reads: dict[str, str]
+    long: bool = False
 
 
 def _half(name: str, suffix: str) -> str:
@@ -99,7 +101,8 @@ ENTRY_POINTS = {
     ),
     "bench decode": EntryPoint(
         (*BENCH, "--path", MODEL_FILE, "--lang-pair", "en-de", "--output", "out"),
-        {"checkpoint": MODEL_FILE, **_data("test"), **DICTIONARY},
+        {"opened": MODEL_FILE, **_data("test"), **DICTIONARY},
+        long=True,
     ),
     "bench show": EntryPoint(("taskmoe", "bench", "show", "bench.json"), {"json": "bench.json"}),
     "train": EntryPoint(TRAIN, {**_data("train"), **DICTIONARY}),
@@ -166,6 +169,7 @@ DAMAGES: dict[str, tuple[Wanted, ...]] = {
         Wanted(damages.flipped_in_pickle, harmless=True),
         Wanted(damages.flipped_in_directory, harmless=True),
     ),
+    "opened": TORCH,  # all that is wrong with a checkpoint before its weights are looked at
     "experts": (
         *TORCH,
         Wanted(damages.other_contents, ("is of another run or save",)),
