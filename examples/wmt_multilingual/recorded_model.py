@@ -67,9 +67,10 @@ def describe(usage: StackUsage, families: Families) -> dict[str, float]:
 
     The share of experts that no task uses; the similarity of two different tasks (1 where they share all experts with
     equal weights, 0 where none), and those of tasks that are languages of one family and of two; the weight of a
-    task's first expert.
+    task's first expert, in parts of all.
     """
     weights = torch.stack([each.weight for each in usage.layers.values()])
+    weights = weights / weights.sum(dim=2, keepdim=True)  # they sum to the scale of the experts' outputs
     similarity = usage.similarity()
     family_of = {lang: number for number, family in enumerate(families) for lang in family}
     alike: dict[str, list[float]] = {"similarity": [], "related": [], "unrelated": []}

@@ -104,6 +104,5 @@ training_flags() {
 : "${UPDATES:=$MAX_UPDATE}" "${LEARNING_RATE:=${LEARNING_RATES%% *}}"
 training_flags "$UPDATES" "$LEARNING_RATE"
 CHECKPOINT=checkpoint_last.pt
-# A model that repeats itself ends before it has cost more than all others.
-GENERATE_FLAGS=(--beam 4 --max-tokens 4096 --max-len-a 2 --max-len-b 10)
+GENERATE_FLAGS=(--beam 4 --max-tokens 4096)
 CTRANSLATE2_FLAGS=(--beam 4 --max-tokens 4096)
