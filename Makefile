@@ -16,6 +16,7 @@ SEEDS ?= 20
 
 demo: venv
 	$(IN_VENV) $(EXAMPLE)/run.sh $(EXAMPLE)/settings/demo.sh
+	$(IN_VENV) $(EXAMPLE)/next_steps.sh $(EXAMPLE)/settings/demo.sh
 
 test: lint
 	OMP_NUM_THREADS=1 $(IN_VENV) pytest -n 2 --dist worksteal

@@ -18,7 +18,7 @@ from taskmoe_plugin.moe import TokenRouter
 class EvenGate(nn.Module):
     """A gate that scores experts at random.
 
-    A trained token gate spreads tokens over all experts. With random weights all hypotheses become alike, and would
+    A trained token gate spreads tokens over all experts. With random weights all hypotheses become the same, and would
     share a few experts.
     """
 

@@ -1,4 +1,4 @@
-"""Timing several systems in turns, so that what else the machine does falls on all of them alike."""
+"""Timing several systems in turns, so that what else the machine does falls equally on all of them."""
 
 from __future__ import annotations
 

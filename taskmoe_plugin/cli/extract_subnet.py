@@ -72,7 +72,7 @@ def run(args: Namespace) -> None:
         rows = extract(args.path, _groups(args.lang_pairs), _options(args))
     except KeyboardInterrupt:
         raise TaskMoEError(
-            f"--output-dir {args.output_dir}: interrupted; the subnet in the making was not kept, run again"
+            f"--output-dir {args.output_dir}: interrupted; the unfinished subnet was not kept, run again"
         ) from None
     print(table(rows))
 

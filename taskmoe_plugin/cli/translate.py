@@ -79,11 +79,15 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _lines(name: str, stream: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
-        try:
+    number = 1
+    try:
+        for line in stream:
             yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise TaskMoEError(f"{name}, line {number}: is no UTF-8; convert the text, e.g. with iconv") from None
+            number += 1
+    except UnicodeDecodeError:
+        raise TaskMoEError(f"{name}, line {number}: is no UTF-8; convert the text, e.g. with iconv") from None
+    except OSError as error:
+        raise TaskMoEError(f"{name}: cannot be read ({error.strerror}); give a file of text") from None
 
 
 def _report(name: str, number: int, pieces: int, longest: int) -> None:

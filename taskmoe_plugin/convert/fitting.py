@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
 
-from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.packed_experts import KEY, PackedExperts
+from taskmoe_plugin.subnet.fitting import load_weights
 
 
 @dataclass
@@ -74,14 +73,7 @@ def check_fits(path: Path, args: Namespace, tensors: Mapping[str, Any]) -> None:
         TaskMoEError: a tensor is missing, has another shape, or belongs to nothing.
     """
     model = empty_model(args, dictionary_sizes(tensors))
-    try:
-        with warnings.catch_warnings():
-            # That copying to the meta device does nothing.
-            warnings.simplefilter("ignore", UserWarning)
-            model.load_state_dict(_unpacked(tensors))
-    except RuntimeError as error:
-        problems = shorten(str(error).partition(":")[2], 200, placeholder="…")
-        raise TaskMoEError(
-            f"{path}: its tensors do not fit its flags ({problems}); give a checkpoint that training wrote, with "
-            "nothing added"
-        ) from error
+    with warnings.catch_warnings():
+        # That copying to the meta device does nothing.
+        warnings.simplefilter("ignore", UserWarning)
+        load_weights(model, _unpacked(tensors), str(path))

@@ -91,6 +91,13 @@ def new_files(directory: Path, names: Sequence[str], name: str) -> Iterator[Path
                     (directory / each).unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory beside ``path``, for what is needed to make it; it vanishes when the block ends."""
+    with _temporary(path, directory=True) as temporary:
+        yield temporary
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove temporary files and directories that writers to a directory left when they were killed."""
     _remove_unlocked(directory, "*")

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from taskmoe_plugin.moe import CurrentLanguages, FeedForward, GateRecord, Languages, MoELayer, Routing, Tokens
 
+OF_A_BATCH = frozenset(("routing", "record", "_given", "_found"))
+
 
 def _nothing(x: Tensor) -> Tensor:
     return x
@@ -31,6 +33,14 @@ class StackLayer(nn.Module):
     languages: CurrentLanguages | None = None
     record: GateRecord | None = None
     checkpointed: bool = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What changes with every batch, and in every step of decoding, is neither parameter nor module, of which
+        # nn.Module would make sure first.
+        if name in OF_A_BATCH:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.checkpointed and self.training and torch.is_grad_enabled():

@@ -95,7 +95,7 @@ class TaskRouter(nn.Module):
     """The tasks of a stack, and the gates of all its MoE layers.
 
     ``share``, (U,) fp32, is each task's share of the training tokens. It weighs the balance loss, is set at the start
-    of every epoch and travels with the checkpoint; until then all tasks count alike.
+    of every epoch and travels with the checkpoint; until then all tasks count the same.
 
     Args:
         table: the tasks.

@@ -27,7 +27,7 @@ from taskmoe_plugin.models.low_rank import add_missing
 from taskmoe_plugin.models.packed_experts import unpack_state
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.models.upcycling import upcycle_state
-from taskmoe_plugin.parallel.command_line import settle
+from taskmoe_plugin.parallel.command_line import correct_flags
 from taskmoe_plugin.parallel.group import ExpertGroup
 from taskmoe_plugin.parallel.resuming import Start
 
@@ -199,7 +199,7 @@ class TaskMoETransformerModel(TransformerModel):
 @register_model_architecture("taskmoe_transformer", "taskmoe_transformer")
 def base_architecture(args: Namespace) -> None:
     """fairseq's ``transformer`` with 8 experts in every second layer."""
-    settle(args)
+    correct_flags(args)
     _set_defaults(args)
 
 

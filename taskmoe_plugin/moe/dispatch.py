@@ -78,13 +78,13 @@ def drop_beyond(
     tokens, k = experts.shape
     num_experts = assignments.ends.numel()
     in_turn = experts.index_select(0, turn).t().reshape(-1)
-    owner, queue = in_turn.sort(stable=True)
+    owner, sorted_places = in_turn.sort(stable=True)
     ends = assignments.ends
     starts = torch.cat([ends.new_zeros(1), ends.narrow(0, 0, num_experts - 1)])
     rank = torch.arange(tokens * k, device=owner.device) - starts.index_select(0, owner)
     if ahead is not None:
-        rank = rank + ahead[queue // max(tokens, 1), owner]
-    unsorted = turn.index_select(0, queue % max(tokens, 1)) * k + queue // max(tokens, 1)
+        rank = rank + ahead[sorted_places // max(tokens, 1), owner]
+    unsorted = turn.index_select(0, sorted_places % max(tokens, 1)) * k + sorted_places // max(tokens, 1)
     kept = torch.empty(tokens * k, dtype=torch.bool, device=owner.device).scatter_(0, unsorted, rank < capacity)
     kept = kept.view(tokens, k)
     # An expert that does not exist comes last.

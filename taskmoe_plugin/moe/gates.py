@@ -167,7 +167,7 @@ class TaskGates(nn.Module):
 
     Every task begins with the experts that are dealt to it, ``HEAD_START`` ahead of the others and of nearly equal
     weights. From there the gate learns slowly: its scores are divided by M, the width of the embedding, for Adam moves
-    each weight by about the learning rate, and would move their sum by M times that. Gates that move faster settle on
+    each weight by about the learning rate, and would move their sum by M times that. Gates that move faster converge to
     one expert of the k, or exchange experts before these have learnt anything.
 
     With k = 1 the weight is the probability divided by the one that a dealt expert begins with, so that a layer begins

@@ -13,7 +13,7 @@ from taskmoe_plugin.errors import UsageError
 LAUNCH = "start it with: taskmoe launch --processes N -- fairseq-train ..."
 
 
-def settle(args: Namespace) -> None:
+def correct_flags(args: Namespace) -> None:
     """Correct the flags of a command line, or raise ``UsageError``.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 from taskmoe_plugin.moe import Assignments, Dispatched, Routing, drop_beyond, expert_capacity, sort_assignments
 from taskmoe_plugin.moe.dispatch import combine, gather, serving_order, with_dropped
 from taskmoe_plugin.parallel.group import ExpertGroup
-from taskmoe_plugin.parallel.placement import count_assignments, queue, shuffled_queue
+from taskmoe_plugin.parallel.placement import count_assignments, share_capacity, share_capacity_at_random
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class AllToAllDispatcher:
         if not capacity_factor:
             return routing, assignments, choices.sum(1)
         capacity = expert_capacity(capacity_factor, int(choices.sum()) // k, num_experts, k)
-        taken, ahead = (shuffled_queue if shuffle else queue)(choices, capacity, self.group.rank)
+        taken, ahead = (share_capacity_at_random if shuffle else share_capacity)(choices, capacity, self.group.rank)
         turn = serving_order(routing, shuffle)
         assignments = drop_beyond(
             assignments, routing.experts, turn, capacity, ahead.to(turn.device, non_blocking=True)

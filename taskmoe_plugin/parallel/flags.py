@@ -33,10 +33,10 @@ def check_flags(args: Namespace, processes: int) -> None:
 def _problems(args: Namespace, processes: int) -> Iterator[str]:
     experts = args.moe_expert_count
     if experts % processes:
-        fitting = [count for count in range(1, experts + 1) if experts % count == 0]
+        divisors = [count for count in range(1, experts + 1) if experts % count == 0]
         yield (
             f"--moe-expert-count {experts}: cannot be spread evenly over {processes} processes; with "
-            f"--moe-expert-parallel use {', '.join(map(str, fitting))} processes, or another number of experts"
+            f"--moe-expert-parallel use {', '.join(map(str, divisors))} processes, or another number of experts"
         )
     if args.ddp_backend not in DDP:
         yield (

@@ -20,7 +20,7 @@ def count_assignments(experts: Tensor, num_experts: int) -> Tensor:
     return torch.bincount(cell.reshape(-1), minlength=k * num_experts).view(k, num_experts)
 
 
-def queue(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]:
+def share_capacity(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]:
     """Serve all processes' assignments as if they were one batch: by choice, then by process, then in their order.
 
     Args:
@@ -40,8 +40,8 @@ def queue(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]
     return taken, before[process] - (own.cumsum(0) - own)
 
 
-def shuffled_queue(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]:
-    """``queue``, but those of one choice in random order, in which the processes' are mixed.
+def share_capacity_at_random(choices: Tensor, capacity: int, process: int) -> tuple[Tensor, Tensor]:
+    """``share_capacity``, but those of one choice in random order, in which the processes' are mixed.
 
     How many of each process are served is drawn from a multivariate hypergeometric distribution, seeded with what all
     processes know: all of them draw the same. Which of its own they are is for each process to draw.

@@ -79,6 +79,7 @@ class ExpertShards(Mapping[str, Tensor]):
 
     def __init__(self, manifest: Any, directories: Iterable[Path], name: str) -> None:
         self._manifest = Manifest.read(manifest, name)
+        self._name = name
         self._directory = max(directories, key=lambda place: sum(map(os.path.isfile, self._paths(place))))
         self._opened: dict[int, dict[str, Any]] = {}
 
@@ -211,8 +212,8 @@ class ExpertShards(Mapping[str, Tensor]):
         for name in self:
             if not _fits(shard, known, name, self._manifest.each):
                 raise TaskMoEError(
-                    f"{path}: does not have {self._manifest.each} experts of {name} as its checkpoint says; "
-                    "restore the file that was there"
+                    f"{path}: does not have {self._manifest.each} experts of {name}, as {self._name} says; restore the "
+                    "files that were there"
                 )
 
 

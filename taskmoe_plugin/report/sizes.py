@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from taskmoe_plugin.models.low_rank import TENSORS
 from taskmoe_plugin.subnet.checkpoint import Checkpoint, MappedTensors
-from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan, make_plan
+from taskmoe_plugin.subnet.plan import Plan, StackForm, StackPlan, make_plan
 from taskmoe_plugin.subnet.report import Size
 from taskmoe_plugin.subnet.weights import ffn_dims
 
@@ -62,7 +62,7 @@ def _feed_forward(tensors: MappedTensors, plan: Plan, padded: bool) -> int:
     for stack in plan.stacks.values():
         dims = ffn_dims(tensors, stack)
         for layer, width in enumerate(dims):
-            if stack.fate in (Fate.WHOLE, Fate.PRUNED) and layer in stack.moe_layers:
+            if stack.form in (StackForm.WHOLE, StackForm.PRUNED) and layer in stack.moe_layers:
                 prefix = f"{stack.config.stack}.layers.{layer}.moe."
                 held = sum(tensors.shape(name).numel() for name in tensors.names() if name.startswith(prefix))
                 total += held // stack.config.expert_count(layer) * len(stack.kept_experts(layer))

@@ -67,7 +67,7 @@ def check_supported(plan: Plan, args: Namespace, task: Namespace, format: str) -
 def write_model(
     directory: Path,
     args: Namespace,
-    making: Mapping[str, Recipe],
+    recipes: Mapping[str, Recipe],
     read: Read,
     vocabularies: Vocabularies,
     source_prefix: Sequence[str],
@@ -80,13 +80,13 @@ def write_model(
     Args:
         directory: where to; it exists.
         args: the full model's arguments.
-        making: the tensors of a subnet without MoE layers, by name; each layer has its own width.
+        recipes: the tensors of a subnet without MoE layers, by name; each layer has its own width.
         read: reads the full model's tensors.
         vocabularies: the dictionaries.
         source_prefix: what sources begin with, at most one language token, which CTranslate2 will add.
         quantization: one of ``QUANTIZATIONS``.
     """
-    spec = _Builder(args, making, read).build()
+    spec = _Builder(args, recipes, read).build()
     for register, vocabulary in (
         (spec.register_source_vocabulary, vocabularies.source),
         (spec.register_target_vocabulary, vocabularies.target),
@@ -110,9 +110,9 @@ def _tokens(vocabulary: Vocabulary) -> list[str]:
 class _Builder:
     """Fills the specification of a Transformer."""
 
-    def __init__(self, args: Namespace, making: Mapping[str, Recipe], read: Read) -> None:
+    def __init__(self, args: Namespace, recipes: Mapping[str, Recipe], read: Read) -> None:
         self.args = args
-        self.making = making
+        self.recipes = recipes
         self.read = read
         self.made: dict[Recipe, Variable] = {}
 
@@ -131,7 +131,7 @@ class _Builder:
                     self._arg(name, "layers"),
                     self._arg(name, "attention_heads"),
                     pre_norm=self._arg(name, "normalize_before"),
-                    no_final_norm=f"{name}.layer_norm.weight" not in self.making,
+                    no_final_norm=f"{name}.layer_norm.weight" not in self.recipes,
                     **common,
                 )
             )
@@ -149,7 +149,7 @@ class _Builder:
         spec.scale_embeddings = not self.args.no_scale_embedding
         spec.position_encodings.encodings = self._positions(name)
         for norm in ("layer_norm", "layernorm_embedding"):
-            if f"{name}.{norm}.weight" in self.making:
+            if f"{name}.{norm}.weight" in self.recipes:
                 self._norm(getattr(spec, norm), f"{name}.{norm}")
         for index, layer in enumerate(spec.layer):
             self._fill_layer(layer, f"{name}.layers.{index}.")
@@ -172,7 +172,7 @@ class _Builder:
 
     def _linear(self, spec: Any, prefix: str) -> None:
         spec.weight = self._tensor(prefix + ".weight")
-        if prefix + ".bias" in self.making:
+        if prefix + ".bias" in self.recipes:
             spec.bias = self._tensor(prefix + ".bias")
 
     def _norm(self, spec: Any, prefix: str) -> None:
@@ -183,8 +183,8 @@ class _Builder:
         # fairseq counts positions from the padding index on; CTranslate2 from 0.
         first = 2
         learned = f"{stack}.embed_positions.weight"
-        if learned in self.making:
-            recipe = self.making[learned]
+        if learned in self.recipes:
+            recipe = self.recipes[learned]
             shape = torch.Size((recipe.shape[0] - first, *recipe.shape[1:]))
             return self._variable(Recipe(shape, lambda read: recipe.make(read)[first:]))
         side = {"encoder": "source", "decoder": "target"}[stack]
@@ -195,15 +195,20 @@ class _Builder:
 
     def _tensor(self, name: str) -> Variable:
         # Tensors that share weights are one variable.
-        recipe = self.making[name]
+        recipe = self._recipe(name)
         if recipe not in self.made:
             self.made[recipe] = self._variable(recipe)
         return self.made[recipe]
 
     def _stacked(self, names: Sequence[str]) -> Variable:
-        parts = [self.making[name] for name in names]
+        parts = [self._recipe(name) for name in names]
         shape = torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
         return self._variable(Recipe(shape, lambda read: torch.cat([part.make(read) for part in parts])))
+
+    def _recipe(self, name: str) -> Recipe:
+        if name not in self.recipes:
+            self.read(name)  # raises what there is to say of a tensor that the checkpoint lacks
+        return self.recipes[name]
 
     def _variable(self, recipe: Recipe) -> Variable:
         from taskmoe_plugin.subnet.ctranslate2_variables import ReadWhenNeeded

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from taskmoe_plugin.models import TaskMoETransformerModel
 from taskmoe_plugin.models.task_table import split_pair
+from taskmoe_plugin.subnet.fitting import load_weights
 from taskmoe_plugin.subnet.langtokens import prefixes
 from taskmoe_plugin.tasks import TaskMoETranslationTask
 from taskmoe_plugin.tasks.language_ids import complete_language_ids, padding_mask
@@ -44,11 +45,21 @@ def build_task(task_args: Namespace, arch: str, data: Path, pair: str) -> Any:
     return (TranslationMultiSimpleEpochTask if arch == "transformer" else TaskMoETranslationTask).setup_task(args)
 
 
-def build_model(model_args: Namespace, task: Any, weights: dict[str, Tensor]) -> Any:
-    """The fairseq model of a subnet, or the full one, ready to translate."""
+def build_model(model_args: Namespace, task: Any, weights: dict[str, Tensor], name: str = "the model") -> Any:
+    """The fairseq model of a subnet, or the full one, ready to translate.
+
+    Args:
+        model_args: its arguments.
+        task: its task.
+        weights: its tensors by name.
+        name: what to call it in an error.
+
+    Raises:
+        TaskMoEError: the weights do not fit.
+    """
     kind = TransformerModel if model_args.arch == "transformer" else TaskMoETransformerModel
     model = kind.build_model(copy(model_args), task)
-    model.load_state_dict(weights)
+    load_weights(model, weights, name)
     return model.eval()
 
 

@@ -39,11 +39,11 @@ from taskmoe_plugin.subnet.vocabulary import DictionaryReader, Vocabularies, use
 from taskmoe_plugin.subnet.weights import (
     Read,
     Recipe,
+    build_recipes,
     ffn_dims,
     kept_bytes,
     read_weights,
     reader,
-    recipes,
 )
 
 # A SentencePiece model that has fewer of a dictionary's pieces is another one's.
@@ -166,7 +166,7 @@ def _check_pieces(pieces: PieceModel, vocabularies: Vocabularies, options: Optio
 
 @dataclass(frozen=True)
 class _Extraction:
-    """The making of one subnet."""
+    """Makes one subnet."""
 
     checkpoint: Checkpoint
     job: _Job
@@ -184,13 +184,13 @@ class _Extraction:
             dims = {name: ffn_dims(self.checkpoint.tensors, stack) for name, stack in self.job.plan.stacks.items()}
             stock = self.job.plan.dense and self.options.padded and not self.options.in_ctranslate2
             widths = {name: max(own) for name, own in dims.items()} if stock else {}
-            making = recipes(self.checkpoint.tensors, self.job.plan, rows, widths, self.options.dtype)
+            recipes = build_recipes(self.checkpoint.tensors, self.job.plan, rows, widths, self.options.dtype)
             # What goes into a package is not left beside it.
             model = directory / "model" if self.options.format == "argos" else directory
             model.mkdir(exist_ok=True)
             with self._reader(rows) as read:
-                details = self._write(model, making, read, vocabularies, pieces, dims, widths)
-            full, parameters = Size.of_model(self.checkpoint.tensors), count_parameters(making)
+                details = self._write(model, recipes, read, vocabularies, pieces, dims, widths)
+            full, parameters = Size.of_model(self.checkpoint.tensors), count_parameters(recipes)
             seconds = time.monotonic() - start
             verified = self._verify(model, vocabularies)
             content = self._content(details, full, parameters, vocabularies, pieces)
@@ -244,7 +244,7 @@ class _Extraction:
     def _write(
         self,
         directory: Path,
-        making: dict[str, Recipe],
+        recipes: dict[str, Recipe],
         read: Read,
         vocabularies: Vocabularies,
         pieces: PieceModel | None,
@@ -260,14 +260,14 @@ class _Extraction:
         if self.options.in_ctranslate2:
             quantization = self.options.quantization
             ctranslate2_format.write_model(
-                directory, checkpoint.args, making, read, vocabularies, self._first[0], quantization
+                directory, checkpoint.args, recipes, read, vocabularies, self._first[0], quantization
             )
             return {"format": format, "file": "model.bin", "quantization": quantization, "ffn_dims": dims}
         if widths:
             args = fairseq_format.stock_args(checkpoint.args, widths)
         else:
             args = fairseq_format.plugin_args(checkpoint.args, plan, dims)
-        weights, padding = read_weights(making, read), {"padded_to": widths} if widths else {}
+        weights, padding = read_weights(recipes, read), {"padded_to": widths} if widths else {}
         if format == "huggingface":
             assert pieces is not None
             huggingface_format.write_model(directory, args, weights, vocabularies.source, pieces, self._first)
@@ -286,7 +286,7 @@ class _Extraction:
             "source": self.source,
             "full_model": {"parameters": full.parameters, "bytes": full.bytes},
             "subnet": {"parameters": parameters},
-            "stacks": {name: stack.fate.value for name, stack in plan.stacks.items()},
+            "stacks": {name: stack.form.value for name, stack in plan.stacks.items()},
             "gates": describe_gates(plan),
             "vocabulary": {
                 "source": {"symbols": len(kept.source.symbols), "of": len(before.source.symbols)},

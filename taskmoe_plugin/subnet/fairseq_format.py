@@ -17,7 +17,7 @@ from taskmoe_plugin.models.config import add_moe_args
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
-from taskmoe_plugin.subnet.plan import Fate, Plan, args_for
+from taskmoe_plugin.subnet.plan import Plan, StackForm, args_for
 from taskmoe_plugin.tasks.remembered_flags import forget_dictionaries
 from taskmoe_plugin.tasks.validation_bleu import add_bleu_args
 
@@ -61,7 +61,7 @@ def plugin_args(args: Namespace, plan: Plan, dims: Mapping[str, list[int]]) -> N
     shapes = {}
     for name, stack in plan.stacks.items():
         shapes[name] = stack.shape(dims[name])
-        if stack.fate in (Fate.FOLDED, Fate.DENSE):
+        if stack.form in (StackForm.FOLDED, StackForm.DENSE):
             setattr(args, f"{name}_moe_freq", 0)
     if plan.languages is not None:
         args.task_low_rank = 0

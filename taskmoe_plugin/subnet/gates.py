@@ -7,6 +7,7 @@ import torch
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.moe import Gates
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
+from taskmoe_plugin.subnet.fitting import load_weights
 
 
 def task_tables(tensors: MappedTensors, config: StackConfig) -> dict[int, Gates]:
@@ -17,9 +18,10 @@ def task_tables(tensors: MappedTensors, config: StackConfig) -> dict[int, Gates]
         config: the stack.
 
     Raises:
-        TaskMoEError: the gates' tensors are missing.
+        TaskMoEError: the gates' tensors are missing, or are not those of the flags.
     """
     gates, prefix = config.build_gates(), f"{config.stack}.tasks.gates."
-    gates.load_state_dict({name: tensors.tensor(prefix + name) for name in gates.state_dict()})
+    weights = {name: tensors.tensor(prefix + name) for name in gates.state_dict()}
+    load_weights(gates, weights, f"--path {tensors.path}")
     with torch.no_grad():
         return dict(zip(config.moe_layers, gates.eval()().layers()))

@@ -31,7 +31,7 @@ _KNOWN = re.compile(
 )
 
 
-class Fate(Enum):
+class StackForm(Enum):
     """What becomes of a stack."""
 
     DENSE = "dense"  # it has no MoE layer
@@ -47,7 +47,7 @@ class StackPlan:
 
     Attributes:
         config: the stack of the full model.
-        fate: see ``Fate``.
+        form: see ``StackForm``.
         layers: number of layers.
         moe_layers: indices of its MoE layers.
         pairs: the pairs that the subnet translates.
@@ -57,7 +57,7 @@ class StackPlan:
     """
 
     config: StackConfig
-    fate: Fate
+    form: StackForm
     layers: int
     moe_layers: list[int]
     pairs: tuple[str, ...]
@@ -70,7 +70,7 @@ class StackPlan:
         restriction = self.config.restriction
         if restriction is not None:
             return restriction.experts_of(layer, self.pairs, self.config.langs)
-        if self.fate is Fate.WHOLE:
+        if self.form is StackForm.WHOLE:
             return tuple(range(self.config.expert_count(layer)))
         if self.config.merge:
             return tuple(range(len(self.tasks)))
@@ -82,7 +82,7 @@ class StackPlan:
         Args:
             ffn_dims: the width of the feed-forward network of each layer.
         """
-        routed = [] if self.fate is Fate.FOLDED else self.moe_layers
+        routed = [] if self.form is StackForm.FOLDED else self.moe_layers
         experts = {layer: self._named_experts(layer) for layer in routed}
         restriction = self.config.restriction
         if restriction is not None:
@@ -116,7 +116,7 @@ class Plan:
     def dense(self) -> bool:
         """Whether no MoE layer and no low-rank matrix is left."""
         return not self.keeps_matrices and all(
-            stack.fate in (Fate.DENSE, Fate.FOLDED) for stack in self.stacks.values()
+            stack.form in (StackForm.DENSE, StackForm.FOLDED) for stack in self.stacks.values()
         )
 
     @property
@@ -127,9 +127,9 @@ class Plan:
     @property
     def form(self) -> str:
         """What to call the subnet: folded, union, pruned, or partial with the stacks that keep all their experts."""
-        whole = [name for name, stack in self.stacks.items() if stack.fate is Fate.WHOLE]
+        whole = [name for name, stack in self.stacks.items() if stack.form is StackForm.WHOLE]
         union = "union" if len(self.pairs) > 1 and not self.dense else ""
-        pruned = "pruned" if any(stack.fate is Fate.PRUNED for stack in self.stacks.values()) else ""
+        pruned = "pruned" if any(stack.form is StackForm.PRUNED for stack in self.stacks.values()) else ""
         partial = f"partial, {' and '.join(whole)} whole" if whole else ""
         return " ".join(filter(None, (union, pruned, partial))) or "folded"
 
@@ -151,7 +151,7 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
         _check_pair(checkpoint, pair)
     stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}
     folds = bool(checkpoint.low_rank) and len(pairs) == 1
-    if not folds and all(stack.fate in (Fate.DENSE, Fate.WHOLE) for stack in stacks.values()):
+    if not folds and all(stack.form in (StackForm.DENSE, StackForm.WHOLE) for stack in stacks.values()):
         if checkpoint.low_rank:
             raise TaskMoEError(
                 f"--lang-pairs {'+'.join(pairs)}: low-rank matrices fold for one pair, and several need the whole "
@@ -189,8 +189,10 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     config = StackConfig.from_args(checkpoint.args, stack)
     layers, moe_layers = config.layers, config.moe_layers
     if config.table is None or not moe_layers:
-        fate = Fate.DENSE if not moe_layers else Fate.WHOLE if config.restriction is None else Fate.PRUNED
-        return StackPlan(config, fate, layers, moe_layers, tuple(pairs), {}, (), {})
+        form = (
+            StackForm.DENSE if not moe_layers else StackForm.WHOLE if config.restriction is None else StackForm.PRUNED
+        )
+        return StackPlan(config, form, layers, moe_layers, tuple(pairs), {}, (), {})
     kept = StackConfig.from_args(args_for(checkpoint.args, pairs), stack).table
     assert kept is not None
     rows = [config.table.names.index(name) for name in kept.names]
@@ -201,8 +203,8 @@ def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> Sta
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
     # Where low-rank matrices are kept, every feed-forward network without experts has some, and experts have none.
     folds = len(kept.names) == 1 and (len(pairs) == 1 or not config.low_rank)
-    fate = Fate.FOLDED if folds else Fate.ROUTED
-    return StackPlan(config, fate, layers, moe_layers, tuple(pairs), gates, kept.names, task)
+    form = StackForm.FOLDED if folds else StackForm.ROUTED
+    return StackPlan(config, form, layers, moe_layers, tuple(pairs), gates, kept.names, task)
 
 
 def args_for(args: Namespace, pairs: Sequence[str]) -> Namespace:

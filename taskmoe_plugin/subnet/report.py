@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
-from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan
+from taskmoe_plugin.subnet.plan import Plan, StackForm, StackPlan
 from taskmoe_plugin.subnet.weights import Recipe
 
 _BUFFER = re.compile(r"(encoder|decoder)\.(version|tasks\.(share|gates\.(experts|weights|head_start)))")
@@ -32,9 +32,9 @@ class Size:
         return cls(sum(tensors.shape(name).numel() for name in names), sum(map(tensors.nbytes, names)))
 
 
-def count_parameters(making: Mapping[str, Recipe]) -> int:
+def count_parameters(recipes: Mapping[str, Recipe]) -> int:
     """Parameters of a subnet."""
-    return sum(recipe.shape.numel() for recipe in {recipe for name, recipe in making.items() if _is_parameter(name)})
+    return sum(recipe.shape.numel() for recipe in {recipe for name, recipe in recipes.items() if _is_parameter(name)})
 
 
 def _is_parameter(name: str) -> bool:
@@ -103,7 +103,7 @@ def describe_gates(plan: Plan) -> dict[str, Any]:
 
 
 def _layer_gates(stack: StackPlan, layer: int) -> Any:
-    if stack.fate is Fate.PRUNED:
+    if stack.form is StackForm.PRUNED:
         return stack.shape([]).experts[layer]
     if layer not in stack.gates:
         return "all"

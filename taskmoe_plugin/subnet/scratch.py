@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.files.writing import cause_of, new_file
+from taskmoe_plugin.files.writing import cause_of, new_file, scratch_directory
 from taskmoe_plugin.subnet import pages
 
 AT_ONCE = 16 << 20  # bytes
@@ -102,8 +101,8 @@ def save_mapped(make: Callable[[Scratch], Any], output: Path, advance: Advance =
     """
     with new_file(output, f"--output {output}") as temporary:
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{output.name[:50]}.", dir=output.parent) as directory:
-                scratch = Scratch(Path(directory), advance)
+            with scratch_directory(output) as directory:
+                scratch = Scratch(directory, advance)
                 state = make(scratch)
                 with ReleasingFile(temporary, scratch.mapped) as file:
                     torch.save(state, file)

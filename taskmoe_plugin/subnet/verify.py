@@ -127,7 +127,7 @@ class Verifier:
         if self._model is None:
             tensors = self.checkpoint.tensors
             weights = tensors.all()
-            self._model = build_model(self.checkpoint.args, self._task(pair), weights)
+            self._model = build_model(self.checkpoint.args, self._task(pair), weights, f"--path {self.checkpoint.path}")
         return self._model
 
 
@@ -139,7 +139,7 @@ def _open(directory: Path, checkpoint: Checkpoint, pair: str) -> tuple[Decoder, 
         return CTranslate2Decoder(directory, checkpoint.cfg["task"], pair), 1
     args, task_args, weights = read_model(path)
     task = build_task(task_args, args.arch, directory, pair)
-    return FairseqDecoder(task, build_model(args, task, weights)), 5
+    return FairseqDecoder(task, build_model(args, task, weights, str(path))), 5
 
 
 def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Sentences, beam: int | None) -> Agreement:

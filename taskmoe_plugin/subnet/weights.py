@@ -15,7 +15,7 @@ from taskmoe_plugin.models.low_rank import TENSORS
 from taskmoe_plugin.moe.fold import PARTS, fold, pad, part_shapes
 from taskmoe_plugin.moe.low_rank import fold_low_rank
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
-from taskmoe_plugin.subnet.plan import Fate, Plan, StackPlan
+from taskmoe_plugin.subnet.plan import Plan, StackForm, StackPlan
 
 _OF_LAYERS = re.compile(r"(encoder|decoder)\.(layers\.\d+\.(moe|fc[12](?!\.low_rank))|tasks)\.")
 
@@ -39,7 +39,7 @@ class Recipe:
     make: Callable[[Read], Tensor]
 
 
-def recipes(
+def build_recipes(
     tensors: MappedTensors,
     plan: Plan,
     rows: Mapping[str, Tensor],
@@ -66,10 +66,10 @@ def recipes(
     return {**found, **tied}
 
 
-def read_weights(making: Mapping[str, Recipe], read: Read) -> dict[str, Tensor]:
+def read_weights(recipes: Mapping[str, Recipe], read: Read) -> dict[str, Tensor]:
     """All tensors of a subnet by name; those that share weights are the same object."""
-    made = {recipe: recipe.make(read) for recipe in dict.fromkeys(making.values())}
-    return {name: made[recipe] for name, recipe in making.items()}
+    made = {recipe: recipe.make(read) for recipe in dict.fromkeys(recipes.values())}
+    return {name: made[recipe] for name, recipe in recipes.items()}
 
 
 def reader(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor], advance: Callable[[int], object]) -> Read:
@@ -129,7 +129,7 @@ def ffn_dims(tensors: MappedTensors, stack: StackPlan) -> list[int]:
     dims = []
     for layer in range(stack.layers):
         own = tensors.shape(_part_name(stack, layer, "fc1.bias"))[-1]
-        folded = stack.fate is Fate.FOLDED and layer in stack.moe_layers and not stack.config.merge
+        folded = stack.form is StackForm.FOLDED and layer in stack.moe_layers and not stack.config.merge
         dims.append(own * len(stack.gates[layer][0][0]) if folded else own)
     return dims
 
@@ -159,7 +159,7 @@ def _recipes(
     for name, stack in plan.stacks.items():
         dims = ffn_dims(tensors, stack)
         for layer in range(stack.layers):
-            if layer in stack.moe_layers and stack.fate is not Fate.FOLDED:
+            if layer in stack.moe_layers and stack.form is not StackForm.FOLDED:
                 yield from _moe_layer(tensors, stack, layer)
                 continue
             inputs = tensors.shape(_part_name(stack, layer, "fc2.bias"))[-1]
@@ -167,7 +167,7 @@ def _recipes(
             for part in PARTS:
                 make = partial(_dense_part, stack, layer, part, widths.get(name))
                 yield f"{name}.layers.{layer}.{part}", Recipe(shapes[part], make)
-        if stack.fate is Fate.ROUTED:
+        if stack.form is StackForm.ROUTED:
             yield from _gates(tensors, stack)
 
 
@@ -215,7 +215,7 @@ def _moe_layer(tensors: MappedTensors, stack: StackPlan, layer: int) -> Iterator
         shape = torch.Size((len(kept), *tensors.shape(name)[1:]))
         own = partial(_merged_part, stack, layer, part) if stack.config.merge else partial(_expert_part, name)
         yield name, Recipe(shape, partial(_stacked, shape, own, kept))
-    if stack.fate in (Fate.WHOLE, Fate.PRUNED):
+    if stack.form in (StackForm.WHOLE, StackForm.PRUNED):
         name = f"{stack.config.stack}.layers.{layer}.moe.router.gate.weight"
         yield name, _constant(tensors.tensor(name)[list(kept)])
 

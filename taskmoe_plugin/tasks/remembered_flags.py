@@ -40,7 +40,7 @@ def leave_defaults_open(parser: ArgumentParser) -> None:
     parser.set_defaults(**dict.fromkeys(DEFAULTS))
 
 
-def settle_flags(args: Namespace) -> None:
+def complete_flags(args: Namespace) -> None:
     """Complete the flags of a task before it is set up.
 
     Args:

@@ -31,7 +31,7 @@ from taskmoe_plugin.parallel.resuming import Start, check_start, checkpoint_dire
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
 from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
-from taskmoe_plugin.tasks.remembered_flags import leave_defaults_open, remember_flags, settle_flags
+from taskmoe_plugin.tasks.remembered_flags import complete_flags, leave_defaults_open, remember_flags
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
 from taskmoe_plugin.tasks.validation_usage import ValidationUsage
 
@@ -76,7 +76,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if not kwargs.get("from_checkpoint"):
             check_command(args)
         try:
-            settle_flags(args)
+            complete_flags(args)
             task = super().setup_task(args, **kwargs)
         except FileNotFoundError as error:
             raise UsageError(

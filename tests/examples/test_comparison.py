@@ -267,7 +267,7 @@ def test_the_page_in_the_documentation_is_that_of_the_results_beside_it(tmp_path
     assert (docs / "comparison.md").read_text(encoding="utf-8") == render(docs / "comparison", tmp_path / "page.md")
 
 
-README_NAMES = {
+NAMES = {
     "dense": "dense",
     "dense, as many parameters": "dense_large",
     "token / token": "token_token",
@@ -283,7 +283,7 @@ README_NAMES = {
 }
 
 
-README_HEAD = """\
+HEAD = """\
 | encoder / decoder | Home Assistant: BLEU | chrF | loss | Multi30k: BLEU | chrF | loss |
 |---|---|---|---|---|---|---|
 """
@@ -296,15 +296,15 @@ def cells_of_page(section: str, system: str) -> list[str]:
     return [overview[2], overview[5], costs[6]]
 
 
-def test_the_readmes_table_has_the_figures_of_the_page() -> None:
-    top = Path(__file__).parents[2]
-    readme = (top / "README.md").read_text(encoding="utf-8")
-    page = (top / "docs" / "comparison.md").read_text(encoding="utf-8").split("\n# Earlier\n")[1]
+def test_the_table_of_routings_has_the_figures_of_the_page() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    routing, page = ((docs / f"{name}.md").read_text(encoding="utf-8") for name in ("routing", "comparison"))
+    page = page.split("\n# Earlier\n")[1]
     sections = [page.split(f"\n## {data}\n")[1].split("\n## ")[0] for data in ("homeassistant", "multi30k")]
-    rows = readme.split(README_HEAD)[1].split("\n\n")[0].splitlines()
+    rows = routing.split(HEAD)[1].split("\n\n")[0].splitlines()
     assert rows
     for name, *cells in ([each.strip() for each in row.strip("|").split("|")] for row in rows):
-        assert cells == [cell for section in sections for cell in cells_of_page(section, README_NAMES[name])], name
+        assert cells == [cell for section in sections for cell in cells_of_page(section, NAMES[name])], name
 
 
 def test_the_page_has_means_and_ranges_over_seeds_best_system_first(page: str) -> None:

@@ -1,6 +1,8 @@
 """All steps, from the user's own text to scores."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run_all(folder: Path, **changes: str):
+def run_all(folder: Path, step: str = "run.sh", **changes: str):
     environment = {
         "INPUT_DIR": str(folder / "mine"),
         "WORK_DIR": str(folder / "work"),
@@ -39,7 +41,7 @@ def run_all(folder: Path, **changes: str):
         "MAX_UPDATE": "3",
         "OMP_NUM_THREADS": "1",
     }
-    return run_step("run.sh", EXAMPLE / "settings" / "files.sh", **environment | changes)
+    return run_step(step, EXAMPLE / "settings" / "files.sh", **environment | changes)
 
 
 def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(folder: Path) -> None:
@@ -64,6 +66,22 @@ def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(fol
     )
 
 
+def test_the_commands_to_try_next_work_as_they_are_printed(folder: Path) -> None:
+    printed = run_all(folder, "next_steps.sh").stdout.replace("\\\n", "")
+    commands = re.findall(r"^    (.+)$", printed, re.MULTILINE)
+    assert [re.search(r"taskmoe (\w+)", command)[1] for command in commands] == ["translate", "report", "extract"]
+    for command in commands:
+        finished = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, (command, finished.stderr)
+    assert (folder / "work" / "report" / "report.json").exists()
+    assert (folder / "work" / "more" / "en-de" / "subnet.json").exists()
+
+
+def test_the_demo_has_a_direction_left_to_extract() -> None:
+    printed = run_step("next_steps.sh", EXAMPLE / "settings" / "demo.sh", WORK_DIR="/tmp/demo").stdout
+    assert "--lang-pairs de-es --output-dir" in printed
+
+
 def test_an_empty_record_of_settings_blocks_no_step_that_has_made_nothing(folder: Path, tmp_path: Path) -> None:
     # What a run leaves that is killed before it has written anything.
     (tmp_path / "work" / "made_with").mkdir(parents=True)
@@ -74,7 +92,7 @@ def test_an_empty_record_of_settings_blocks_no_step_that_has_made_nothing(folder
     assert record.stat().st_size > 0
 
 
-@pytest.mark.parametrize("step", ["run.sh", "binarize.sh", "train.sh", "translate.sh"])
+@pytest.mark.parametrize("step", ["run.sh", "binarize.sh", "train.sh", "translate.sh", "next_steps.sh"])
 def test_a_step_explains_itself_and_refuses_wrong_usage(step: str, tmp_path: Path) -> None:
     assert run_step(step, "--help").stdout.startswith(f"Usage: {step} SETTINGS\n\n")
     without = run_step(step)

@@ -64,7 +64,7 @@ def test_pairs_are_sampled_with_a_temperature(tmp_path: Path) -> None:
             lines = "".join(f"{lang} {number}\n" for number in range(count))
             (tmp_path / f"train.{name}.{lang}").write_text(lines)
     lines = list(learn_vocabulary.sampled_lines(tmp_path, temperature=5, max_lines=900))
-    # 3200^(1/5) : 100^(1/5) is 2 : 1, and both sides of a pair count alike.
+    # 3200^(1/5) : 100^(1/5) is 2 : 1, and both sides of a pair count the same.
     assert {lang: sum(line.startswith(lang) for line in lines) for lang in ("de", "fr", "en")} == {
         "de": 300,
         "fr": 150,

@@ -43,8 +43,8 @@ def train_numbers(numbers: Corpus, save_dir: Path, *flags: Any) -> Path:
     sizes = [f"--{stack}-{size}" for stack in ("encoder", "decoder") for size in ("embed-dim=32", "ffn-embed-dim=64")]
     train(
         numbers, save_dir, *sizes, "--langs", "en,de,fr", "--lang-pairs", "en-de,de-en,en-fr,fr-en",
-        "--max-update", 300, "--max-tokens", 1500, "--lr", 0.005, "--lr-scheduler", "inverse_sqrt",
-        "--warmup-updates", 50, "--dropout", 0, "--no-epoch-checkpoints", "--disable-validation", *flags,
+        "--max-update", 200, "--max-tokens", 600, "--lr", 0.01, "--lr-scheduler", "inverse_sqrt",
+        "--warmup-updates", 30, "--dropout", 0, "--no-epoch-checkpoints", "--disable-validation", *flags,
     )  # fmt: skip
     return save_dir / "checkpoint_last.pt"
 

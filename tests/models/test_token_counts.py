@@ -61,7 +61,7 @@ def test_every_token_is_computed_by_exactly_k_experts_and_padding_by_none(
         assert sum(each) == k * tokens[layer.split(".")[0]], layer
 
 
-def test_a_batch_of_one_task_without_padding_is_counted_alike(tmp_path, routings) -> None:
+def test_a_batch_of_one_task_without_padding_is_counted_the_same(tmp_path, routings) -> None:
     model = build_grouped(tmp_path, moe_freq=1, moe_expert_count=4, **routings)
     batch = net_input(rows(1) * 3)
     tally = Tally(model)

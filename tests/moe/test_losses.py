@@ -40,7 +40,7 @@ def test_the_balance_loss_weighs_units_by_their_share_of_tokens() -> None:
     assert balance_loss(gates, share).item() == pytest.approx(2 * (0.75 * mean[0] + 0.25 * mean[1]))
 
 
-def test_the_load_counts_every_choice_of_a_unit_alike() -> None:
+def test_the_load_counts_every_choice_of_a_unit_the_same() -> None:
     gates = gates_of([[0.6, 0.3, 0.1], [0.1, 0.3, 0.6]], k=2)
     assert expert_load(gates, torch.tensor([0.5, 0.5])).tolist() == [0.25, 0.5, 0.25]
 

@@ -177,4 +177,4 @@ def test_killed_while_writing_it_leaves_no_file_of_that_name(tmp_path: Path) -> 
         assert running[0].exitcode == -signal.SIGKILL
     assert not (tmp_path / "one.pt").exists()
     left = [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
-    assert [re.sub(r"\w{8}\.tmp", "", name) for name in left] == [".one.pt."]
+    assert {re.sub(r"\w{8}\.tmp", "", name) for name in left} == {".one.pt."}

@@ -96,7 +96,7 @@ def test_a_file_without_what_its_checkpoint_says_is_named(tmp_path: Path, change
     with pytest.raises(TaskMoEError) as caught:
         shards.optimizer_state(NAMES[1], range(4))
     assert str(caught.value).startswith(f"{tmp_path / second}: does not have 2 experts of {NAMES[0][:-9]}")
-    assert str(caught.value).endswith("as its checkpoint says; restore the file that was there")
+    assert str(caught.value).endswith(", as x.pt says; restore the files that were there")
 
 
 @pytest.mark.parametrize("shard", [[], "text", {"file": 3}, {"model": {}}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from taskmoe_plugin.parallel.placement import queue, shuffled_queue
+from taskmoe_plugin.parallel.placement import share_capacity, share_capacity_at_random
 
 CAPACITY = 7
 
@@ -16,10 +16,10 @@ def test_in_random_order_all_processes_have_a_share_and_agree_on_it() -> None:
         # Two processes, two choices, three experts; one more token makes it another draw.
         more = torch.randint(100, (1,)).item()
         choices = torch.tensor([[[6, 2, more], [1, 0, 0]], [[3, 4, 100], [5, 1, 0]]])
-        each = [shuffled_queue(choices, CAPACITY, process) for process in (0, 1)]
+        each = [share_capacity_at_random(choices, CAPACITY, process) for process in (0, 1)]
         assert torch.equal(each[0][0], each[1][0])
         # As many as in order: the capacity, or all.
-        assert torch.equal(each[0][0].sum(0), queue(choices, CAPACITY, 0)[0].sum(0))
+        assert torch.equal(each[0][0].sum(0), share_capacity(choices, CAPACITY, 0)[0].sum(0))
         # A process serves those of its own that have fewer ahead than there is room.
         for process, (found, ahead) in enumerate(each):
             own = choices[process]

@@ -17,7 +17,8 @@ from tests.helpers.tasks import LANGTOKS, task_flags
 from tests.helpers.training import CRITERION, generate, generate_flags
 from tests.parallel.conftest import Launched
 from tests.parallel.training import stage_directory
-from tests.subnet.helpers import assert_equal, extract, stock_generate_flags
+from tests.subnet.helpers import extract
+from tests.subnet.stock import assert_equal, stock_generate_flags
 
 PAIR = "en-de"
 

@@ -43,10 +43,12 @@ class EntryPoint:
     Attributes:
         command: its arguments, with paths relative to the case's directory.
         reads: for each kind of file in ``DAMAGES`` one that it reads.
+        long: whether its success takes too long to be tried here.
     """
 
     command: tuple[Any, ...]
     reads: dict[str, str]
+    long: bool = False
 
 
 def _half(name: str, suffix: str) -> str:
@@ -99,7 +101,8 @@ ENTRY_POINTS = {
     ),
     "bench decode": EntryPoint(
         (*BENCH, "--path", MODEL_FILE, "--lang-pair", "en-de", "--output", "out"),
-        {"checkpoint": MODEL_FILE, **_data("test"), **DICTIONARY},
+        {"opened": MODEL_FILE, **_data("test"), **DICTIONARY},
+        long=True,
     ),
     "bench show": EntryPoint(("taskmoe", "bench", "show", "bench.json"), {"json": "bench.json"}),
     "train": EntryPoint(TRAIN, {**_data("train"), **DICTIONARY}),
@@ -160,12 +163,13 @@ DAMAGES: dict[str, tuple[Wanted, ...]] = {
         Wanted(damages.noise, ("no PyTorch checkpoint",)),
         Wanted(damages.text, ("no PyTorch checkpoint",)),
         Wanted(damages.other_contents, ("fairseq", "training wrote")),
-        Wanted(damages.lacks_a_tensor, ("do not fit", "tensor"), harmless=True),
-        Wanted(damages.other_shape, ("do not fit", "tensor"), harmless=True),
+        Wanted(damages.lacks_a_tensor, ("not fit", "tensor", "shape"), harmless=True),
+        Wanted(damages.other_shape, ("not fit", "tensor", "shape"), harmless=True),
         Wanted(damages.flipped, harmless=True),
         Wanted(damages.flipped_in_pickle, harmless=True),
         Wanted(damages.flipped_in_directory, harmless=True),
     ),
+    "opened": TORCH,  # all that is wrong with a checkpoint before its weights are looked at
     "experts": (
         *TORCH,
         Wanted(damages.other_contents, ("is of another run or save",)),
@@ -210,16 +214,16 @@ DAMAGES: dict[str, tuple[Wanted, ...]] = {
         Wanted(damages.truncated, ("no SentencePiece model", "cannot be loaded", "of the pieces"), harmless=True),
     ),
     "description": (
-        *ANY_FILE,
+        Wanted(damages.removed, ("no subnet.json",)),
+        *ANY_FILE[1:],
         Wanted(damages.truncated, ("extract",)),
         Wanted(damages.text, ("extract",)),
         Wanted(damages.other_values, ("extract",), harmless=True),
     ),
-    "ctranslate2": (
-        *ANY_FILE,
-        Wanted(damages.truncated, ("cannot be loaded",)),
-        Wanted(damages.empty, ("cannot be loaded",)),
-        Wanted(damages.text, ("cannot be loaded",)),
+    # CTranslate2 gives its own reasons.
+    "ctranslate2": tuple(
+        Wanted(damage, ("cannot be loaded",))
+        for damage in (*(each.damage for each in ANY_FILE), damages.truncated, damages.empty, damages.text)
     ),
     "text": (*ANY_FILE, Wanted(damages.not_utf8, ("no UTF-8",))),
     "groups": (*ANY_FILE, Wanted(damages.text, ("line 1 is not",)), Wanted(damages.not_utf8, ("cannot be read",))),

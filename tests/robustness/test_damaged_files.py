@@ -24,7 +24,7 @@ def contents(directory: Path) -> dict[str, bytes | None]:
     }
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
+@pytest.mark.parametrize("name", [name for name, entry_point in ENTRY_POINTS.items() if not entry_point.long])
 def test_a_command_succeeds_as_long_as_nothing_is_wrong(
     world: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ WRITERS = {
     "extract ctranslate2 --force": Writer(_of("extract ctranslate2", "--force"), "out/en-de", ("model.bin",)),
     "consolidate": Writer(_of("consolidate"), "out.pt"),
     "consolidate --force": Writer(_of("consolidate", "--force"), "out.pt", ("",)),
+    "convert join --force": Writer(_of("convert join", "--force"), "out.pt", ("",)),
     "report --force": Writer(_of("report", "--force"), "out", ("report.json", "mine"), whole=False),
 }
 
@@ -57,7 +58,7 @@ def contents(output: Path) -> dict[str, bytes]:
 
 
 def temporaries(place: Path) -> list[Path]:
-    return [path for path in place.rglob(".*") if path.name.endswith(".tmp")]
+    return [path for path in place.rglob(".*") if path.name != ".training"]
 
 
 def moments(seed: int) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.corpus import Corpus
-from tests.helpers.training import WIDER, train, train_numbers
+from tests.helpers.training import WIDER, train
 from tests.subnet.helpers import DEFAULT, write_model
 
 
@@ -55,9 +55,3 @@ def of_numbers(numbers: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Cal
         return write_model(numbers, directory / "checkpoint_last.pt", path, *pairs, *flags)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def learned_post_norm(numbers: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``learned_numbers`` with the norms after the layers."""
-    return train_numbers(numbers, tmp_path_factory.mktemp("post_norm"))

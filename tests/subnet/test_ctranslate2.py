@@ -16,7 +16,8 @@ from taskmoe_plugin.subnet import extract as extraction
 from taskmoe_plugin.subnet import weights
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, FairseqDecoder, build_model, build_task
 from tests.helpers.corpus import Corpus
-from tests.subnet.helpers import TOLERANCE, UNSHARED, extract, load, rewrite, write_model
+from tests.subnet.helpers import UNSHARED, extract, load, rewrite, write_model
+from tests.subnet.stock import TOLERANCE
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 PRE = ("--encoder-normalize-before", "--decoder-normalize-before")
@@ -173,7 +174,7 @@ def test_several_pairs_in_one_model_are_refused(
         "--path",
         full,
         "--lang-pairs",
-        "en-de+fr-en",
+        "de-en+fr-en",
         "--output-dir",
         tmp_path,
         "--format",

@@ -14,16 +14,8 @@ import torch
 
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import generate
-from tests.subnet.helpers import (
-    TOLERANCE,
-    UNSHARED,
-    assert_equal,
-    extract,
-    load,
-    stock_fairseq,
-    stock_generate_flags,
-    write_model,
-)
+from tests.subnet.helpers import UNSHARED, extract, load, write_model
+from tests.subnet.stock import TOLERANCE, assert_equal, stock_fairseq, stock_generate_flags
 
 PRE = ("--encoder-normalize-before", "--decoder-normalize-before")
 ROUTINGS = (("source", "target"), ("target", "source"), ("pair", "pair"), ("group", "group"))

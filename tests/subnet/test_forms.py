@@ -14,17 +14,8 @@ import torch
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from tests.helpers.corpus import LANGS, PAIRS, Corpus
 from tests.helpers.training import generate
-from tests.subnet.helpers import (
-    DEFAULT,
-    UNSHARED,
-    assert_equal,
-    extract,
-    load,
-    rewrite,
-    stock_fairseq,
-    stock_generate_flags,
-    write_model,
-)
+from tests.subnet.helpers import DEFAULT, UNSHARED, extract, load, rewrite, write_model
+from tests.subnet.stock import assert_equal, stock_fairseq, stock_generate_flags
 
 
 def experts_of(directory: Path) -> dict[str, set[int]]:

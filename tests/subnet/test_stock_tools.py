@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import generate
-from tests.subnet.helpers import UNSHARED, assert_equal, extract, load, stock_fairseq, write_model
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-
-
-def run_stock(script: str, question: Any) -> Any:
-    """Run a script in a process that does not have the plugin; it reads JSON and prints JSON in its last line."""
-    blocked = "import sys; sys.modules['taskmoe_plugin'] = None\n"
-    finished = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", blocked + script], input=json.dumps(question), capture_output=True,
-        text=True, env={**os.environ, **ENVIRONMENT}, cwd="/", check=False,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    return json.loads(finished.stdout.splitlines()[-1])
+from tests.subnet.helpers import UNSHARED, extract, load, write_model
+from tests.subnet.stock import ask, assert_equal, stock_fairseq
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +64,11 @@ def test_the_training_s_languages_need_not_be_named(
     assert_equal(found, expected)
 
 
-HUB = """
-import json
-from fairseq.models.transformer import TransformerModel
-question = json.load(sys.stdin)
-hub = TransformerModel.from_pretrained(question["directory"], **question["settings"])
-tokens = [hub.binarize("__de__ " + hub.apply_bpe(line)) for line in question["lines"]]
-found = [hypotheses[0] for hypotheses in hub.generate(tokens, beam=2, max_len_b=question["longest"])]
-print(json.dumps([hub.decode(hypothesis["tokens"]) for hypothesis in found]))
-"""
-
-
 def test_the_python_interface_translates_as_the_full_model_does(
     corpus: Corpus, subnet: Path, expected: dict[int, tuple[float, str]]
 ) -> None:
     lines = corpus.lines("test", "en", "de", "en")
-    found = run_stock(HUB, {"directory": str(subnet), "settings": {}, "lines": lines, "longest": 12})
+    [found] = ask([("hub", str(subnet), {}, lines, 12)])
     # The model itself begins with the language token.
     assert [without_token(text) for text in found] == [text for _, (_, text) in sorted(expected.items())]
 
@@ -108,8 +80,7 @@ def test_the_python_interface_finds_the_sentencepiece_model(
     options = ("--sentencepiece-model", numbers.raw / "pieces.model", *flags)
     subnet = extract(numbers, learned_numbers, tmp_path, "en-de", *options)
     lines = (numbers.raw / "test.en").read_text(encoding="utf-8").splitlines()
-    settings = {"bpe": "sentencepiece"}
-    found = run_stock(HUB, {"directory": str(subnet), "settings": settings, "lines": lines, "longest": 60})
+    [found] = ask([("hub", str(subnet), {"bpe": "sentencepiece"}, lines, 60)])
     assert not [text for text in found if "▁" in text]
     whole = " ".join(found)
     assert sum(word in whole for word in ("kosten", "Euro", "haben", "wir", "gesehen")) > 2
@@ -119,39 +90,13 @@ def test_lexical_constraints_are_kept(corpus: Corpus, subnet: Path) -> None:
     # The third word of the reference, in each translation of a longer sentence.
     lines = [line for line in corpus.lines("test", "en", "de", "en") if len(line.split()) > 3][:6]
     wanted = ["baen" for _ in lines]
-    script = """
-import io, json
-from fairseq_cli import interactive
-question = json.load(sys.stdin)
-sys.argv, sys.stdin = ["fairseq-interactive", *question["argv"]], io.StringIO(question["text"])
-interactive.cli_main()
-print(json.dumps(True))
-"""
     argv = [str(subnet), "--task", "translation", "--path", str(subnet / "model.pt"), "--source-lang", "en",
             "--target-lang", "de", "--cpu", "--beam", "4", "--max-len-b", "12", "--constraints"]  # fmt: skip
     text = "".join(f"__de__ {line}\t{word}\n" for line, word in zip(lines, wanted))
-    finished = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", "import sys\n" + script],
-        input=json.dumps({"argv": argv, "text": text}), capture_output=True, text=True, cwd="/", check=False,
-        env={**os.environ, **ENVIRONMENT},
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    found = [line.split("\t")[2].split() for line in finished.stdout.splitlines() if line.startswith("H-")]
+    [answer] = stock_fairseq([("interactive", argv, text)])
+    found = [text.split() for _, text in answer.values()]
     assert len(found) == len(lines)
     assert all(word in words for words, word in zip(found, wanted))
-
-
-CONVERT = """
-import json, ctranslate2
-question = json.load(sys.stdin)
-converter = ctranslate2.converters.FairseqConverter(
-    question["subnet"] + "/model.pt", question["subnet"]
-)
-converter.convert(question["output"])
-translator = ctranslate2.Translator(question["output"], device="cpu")
-results = translator.score_batch(*question["sides"])
-print(json.dumps([result.log_probs for result in results]))
-"""
 
 
 @pytest.mark.parametrize("flags", [(), ("--encoder-normalize-before", "--decoder-normalize-before", UNSHARED)],
@@ -169,12 +114,9 @@ def test_ctranslate2_s_own_converter_takes_it(
     known = set((subnet / "vocabulary.de.txt").read_text().split())
     kept = [row for row, target in enumerate(sides[1]) if set(target) <= known]
     sources, targets = ([side[row] for row in kept] for side in sides)
-    question = {
-        "subnet": str(subnet),
-        "output": str(tmp_path / "theirs"),
-        "sides": [[["__de__", *source] for source in sources], [["__de__", *target] for target in targets]],
-    }
+    with_tokens = [[["__de__", *line] for line in side] for side in (sources, targets)]
     expected = CTranslate2Decoder(ours, load(path)["cfg"]["task"], "en-de").score(sources, targets)
-    found = [scores[1:] for scores in run_stock(CONVERT, question)]
+    [answer] = ask([("convert", str(subnet), str(tmp_path / "theirs"), with_tokens)])
+    found = [scores[1:] for scores in answer]
     gaps = [abs(a - b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]
     assert max(gaps) < 1e-5

@@ -16,7 +16,8 @@ from taskmoe_plugin.subnet.fairseq_format import read_model
 from taskmoe_plugin.subnet.vocabulary import Vocabulary
 from tests.helpers.commands import run
 from tests.helpers.corpus import LANGS, STEMS, Corpus, sentence
-from tests.subnet.helpers import UNSHARED, extract, load, stock_fairseq, stock_generate_flags, write_model
+from tests.subnet.helpers import UNSHARED, extract, load, write_model
+from tests.subnet.stock import stock_fairseq, stock_generate_flags
 
 SHARED, SEPARATE = (), (UNSHARED,)
 

@@ -357,6 +357,6 @@ extract.Verifier.verify = lambda *args: (print("verifying", flush=True), time.sl
     process.send_signal(kind)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "interrupted; the subnet in the making was not kept" in errors
+    assert "interrupted; the unfinished subnet was not kept" in errors
     assert "Traceback" not in errors
     assert not list(tmp_path.iterdir())
