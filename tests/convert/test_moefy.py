@@ -20,7 +20,8 @@ from tests.helpers.corpus import PAIRS, Corpus
 from tests.helpers.models import build_model as small_model
 from tests.helpers.models import build_model_of, net_input, rows
 from tests.helpers.training import generate
-from tests.subnet.helpers import DEFAULT, assert_equal, extract, write_model
+from tests.subnet.helpers import DEFAULT, extract, write_model
+from tests.subnet.stock import assert_equal
 
 EXPERTS, WIDTH = 6, 24
 

@@ -17,7 +17,8 @@ from taskmoe_plugin.subnet.references import References
 from tests.convert.checkpoints import load
 from tests.helpers.corpus import PAIRS, Corpus
 from tests.helpers.training import generate, train
-from tests.subnet.helpers import DEFAULT, assert_equal, extract, write_model
+from tests.subnet.helpers import DEFAULT, extract, write_model
+from tests.subnet.stock import assert_equal
 
 BY_TOKEN = ("--encoder-moe-routing", "token", "--decoder-moe-routing", "token")
 EXPERTS = 5

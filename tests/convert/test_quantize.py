@@ -19,7 +19,8 @@ from tests.helpers.corpus import Corpus
 from tests.helpers.models import LANGS, PAIRS, build_model_of, kept, model_args, net_input, rows
 from tests.helpers.training import generate, train
 from tests.subnet.conftest import DEFAULT
-from tests.subnet.helpers import assert_equal, extract, stock_fairseq, stock_generate_flags, write_model
+from tests.subnet.helpers import extract, write_model
+from tests.subnet.stock import assert_equal, stock_fairseq, stock_generate_flags
 
 FLAGS = {"share_all_embeddings": True, "moe_freq": 1, "encoder_moe_routing": "token", "moe_expert_ffn_dim": 16}
 WEIGHT = re.compile(r"\.moe\.experts\.fc[12]_weight$")

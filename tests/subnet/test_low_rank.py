@@ -14,16 +14,8 @@ from taskmoe_plugin.report.content import find_out
 from taskmoe_plugin.report.table import summary
 from tests.helpers.corpus import PAIRS, Corpus
 from tests.helpers.training import WIDER, generate, train
-from tests.subnet.helpers import (
-    DEFAULT,
-    assert_equal,
-    extract,
-    load,
-    rewrite,
-    stock_fairseq,
-    stock_generate_flags,
-    write_model,
-)
+from tests.subnet.helpers import DEFAULT, extract, load, rewrite, write_model
+from tests.subnet.stock import assert_equal, stock_fairseq, stock_generate_flags
 
 LOW_RANK = ("--task-low-rank", 3)
 DENSE = ("--moe-freq", 0, *LOW_RANK)
