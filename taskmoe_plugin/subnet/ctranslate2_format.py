@@ -195,15 +195,20 @@ class _Builder:
 
     def _tensor(self, name: str) -> Variable:
         # Tensors that share weights are one variable.
-        recipe = self.recipes[name]
+        recipe = self._recipe(name)
         if recipe not in self.made:
             self.made[recipe] = self._variable(recipe)
         return self.made[recipe]
 
     def _stacked(self, names: Sequence[str]) -> Variable:
-        parts = [self.recipes[name] for name in names]
+        parts = [self._recipe(name) for name in names]
         shape = torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
         return self._variable(Recipe(shape, lambda read: torch.cat([part.make(read) for part in parts])))
+
+    def _recipe(self, name: str) -> Recipe:
+        if name not in self.recipes:
+            self.read(name)  # raises what there is to say of a tensor that the checkpoint lacks
+        return self.recipes[name]
 
     def _variable(self, recipe: Recipe) -> Variable:
         from taskmoe_plugin.subnet.ctranslate2_variables import ReadWhenNeeded
