@@ -11,6 +11,7 @@ from typing import Any
 from taskmoe_plugin.errors import raise_all
 
 LAST = "checkpoint_last.pt"
+RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
 
 
 def check_command(args: Namespace) -> None:
@@ -19,7 +20,7 @@ def check_command(args: Namespace) -> None:
     Args:
         args: all flags of one of fairseq's commands.
     """
-    raise_all([*_not_finite(args), *_languages(args), *_restore_file(args)])
+    raise_all([*_not_finite(args), *_languages(args), *_restore_file(args), *_finetuning(args), *_beam(args)])
 
 
 def _not_finite(args: Namespace) -> Iterator[str]:
@@ -63,3 +64,23 @@ def _restore_file(args: Namespace) -> Iterator[str]:
     # fairseq warns, trains from scratch, and reports success.
     if path != LAST and not Path(path).is_file():
         yield f"--restore-file {path}: no such file; give a checkpoint, or leave the flag out to start anew"
+
+
+def _finetuning(args: Namespace) -> Iterator[str]:
+    """What fairseq refuses, with a traceback."""
+    path = getattr(args, "finetune_from_model", None)
+    if path is None:
+        return
+    if not path:
+        yield "--finetune-from-model: names no file; give a checkpoint"
+    if args.restore_file != LAST:
+        yield f"--finetune-from-model {path}: cannot be given with --restore-file; leave one of them out"
+    for name in RESETS:
+        if getattr(args, name, False):
+            yield f"--{name.replace('_', '-')}: --finetune-from-model resets everything; leave it out"
+
+
+def _beam(args: Namespace) -> Iterator[str]:
+    beam = getattr(args, "beam", 1)
+    if beam < 1:
+        yield f"--beam {beam}: give at least 1"
