@@ -240,3 +240,15 @@ def test_a_model_trained_for_some_bits_is_quantised_to_these_and_only_then_extra
         assert message in capsys.readouterr().err
     convert(path, tmp_path / "small.pt", 2)
     extract(corpus, tmp_path / "small.pt", tmp_path / "subnets", "en-de")
+
+
+@pytest.mark.parametrize("encoder", ["token", "source"])
+def test_experts_that_stay_packed_translate_as_those_that_do_not(
+    corpus: Corpus, random: Path, tmp_path: Path, encoder: str
+) -> None:
+    path = random
+    if encoder == "token":
+        path = write_model(corpus, random, tmp_path / "token.pt", *DEFAULT, "--encoder-moe-routing", "token")
+    convert(path, tmp_path / "small.pt", 4)
+    expected = generate(corpus, tmp_path / "small.pt", "en-de").hypotheses
+    assert_equal(generate(corpus, tmp_path / "small.pt", "en-de", "--keep-packed").hypotheses, expected)
