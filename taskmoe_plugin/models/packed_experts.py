@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.errors import TaskMoEError, UsageError
 from taskmoe_plugin.moe.fold import PARTS
 from taskmoe_plugin.moe.packed_experts import PackedExperts
 from taskmoe_plugin.moe.quantize import Packed
@@ -75,9 +75,14 @@ def keep_packed(state: dict[str, Any], model: nn.Module) -> None:
 
     Args:
         state: a checkpoint's, changed in place.
-        model: has the layers, on a CPU or a GPU.
+        model: has the layers.
+
+    Raises:
+        UsageError: there are none.
     """
     found = PackedParameters(state.pop(KEY, {}))
+    if not found:
+        raise UsageError("--keep-packed: the checkpoint has no quantised experts; give one of taskmoe convert quantize")
     weights = [part for part in PARTS if part.endswith("weight")]
     for layer in {name.rsplit(".", 2)[0] for name in found}:
         moe: Any = model.get_submodule(layer)

@@ -252,3 +252,12 @@ def test_experts_that_stay_packed_translate_as_those_that_do_not(
     convert(path, tmp_path / "small.pt", 4)
     expected = generate(corpus, tmp_path / "small.pt", "en-de").hypotheses
     assert_equal(generate(corpus, tmp_path / "small.pt", "en-de", "--keep-packed").hypotheses, expected)
+
+
+def test_experts_that_are_not_packed_cannot_stay_so(
+    corpus: Corpus, random: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        generate(corpus, random, "en-de", "--keep-packed")
+    assert exit.value.code == 2
+    assert "--keep-packed: the checkpoint has no quantised experts" in capsys.readouterr().err
