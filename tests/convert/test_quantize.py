@@ -18,8 +18,7 @@ from tests.convert.checkpoints import load, write_checkpoint
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import LANGS, PAIRS, build_model_of, kept, model_args, net_input, rows
 from tests.helpers.training import generate, train
-from tests.subnet.conftest import DEFAULT
-from tests.subnet.helpers import extract, write_model
+from tests.subnet.helpers import DEFAULT, extract, write_model
 from tests.subnet.stock import assert_equal, stock_fairseq, stock_generate_flags
 
 FLAGS = {"share_all_embeddings": True, "moe_freq": 1, "encoder_moe_routing": "token", "moe_expert_ffn_dim": 16}
