@@ -24,7 +24,8 @@ ENTRY_POINTS = {
     **{f"fairseq-{tool}": f"fairseq_cli.{tool}:cli_main" for tool in ("train", "generate", "interactive", "validate")},
 }
 PATIENCE = 120  # seconds
-_LOG = re.compile(r"\d{4}-\d\d-\d\d |(DEBUG|INFO|WARNING|ERROR)[: ]|\s*$")
+# What is logged, and how far a benchmark is.
+_LOG = re.compile(r"\d{4}-\d\d-\d\d |(DEBUG|INFO|WARNING|ERROR)[: ]|taskmoe: (?!error: )|\s*$")
 
 
 @dataclass(frozen=True)
