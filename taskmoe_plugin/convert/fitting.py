@@ -14,7 +14,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
 
-from taskmoe_plugin.models.packed_experts import KEY, PackedExperts
+from taskmoe_plugin.models.packed_experts import KEY, PackedParameters
 from taskmoe_plugin.subnet.fitting import load_weights
 
 
@@ -56,7 +56,7 @@ def dictionary_sizes(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
 
 def _unpacked(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors, and in the place of quantised ones others of their shape that take no memory."""
-    packed = PackedExperts(tensors.get(KEY, {}))
+    packed = PackedParameters(tensors.get(KEY, {}))
     shapes = {name: torch.empty(packed.shape(name), device="meta") for name in packed}
     return {**{name: each for name, each in tensors.items() if name != KEY}, **shapes}
 

@@ -44,10 +44,19 @@ def _quantize(bits: int, group: int | None, dtype: torch.dtype | None, source: S
         if name in model:
             model[name] = model[original]
     model[KEY] = {name: packed_entry(_packed(source, name, bits, group, scratch)) for name in weights}
+    cfg = source.cfg
+    trained = getattr(cfg["model"], "moe_expert_bits", None)
+    if trained is not None and (trained, None) != (bits, group):
+        raise UsageError(
+            f"--bits {bits}: {source.path} was trained with --moe-expert-bits {trained}; give --bits {trained}, "
+            "without --group"
+        )
+    # They are rounded now.
+    cfg["model"].moe_expert_bits = None
     rest = "" if dtype is None else f", all other weights in {str(dtype).removeprefix('torch.')}"
     scales = "a row" if group is None else f"{group} weights"
     done = f"the weights of {len(weights) // 2} layers of experts have {bits} bits, with a scale for {scales}{rest}"
-    return Converted(source.cfg, model, done)
+    return Converted(cfg, model, done)
 
 
 def _rest(source: Source, name: str, dtype: torch.dtype | None, scratch: Scratch) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError, raise_all
 from taskmoe_plugin.models.task_table import ROUTINGS, TASK_ROUTINGS
+from taskmoe_plugin.moe.quantize import BITS
 
 STACKS = ("encoder", "decoder")
 # Of what a checkpoint's tensors are called and shaped like. 2: the experts of a layer are stacked.
@@ -52,6 +53,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-router-jitter", type=float, metavar="EPS",
         help="in training, multiply the gate's input by noise from [1-EPS, 1+EPS] (default: 0)")  # fmt: skip
     add("--moe-expert-dropout", type=float, metavar="P", help="dropout inside experts (default: activation dropout)")
+    add("--moe-expert-bits", type=int, choices=BITS,
+        help="round the weights of experts to this many bits wherever they are used, and train them all the same, for "
+        "taskmoe convert quantize (default: no rounding)")  # fmt: skip
     add("--moe-expert-grad-scale", type=float, metavar="S",
         help="multiply the gradients of experts by S before they are clipped; the square root of E is what fairseq's "
         "moe branch calls sqrt_world_size (default: 1)")  # fmt: skip
@@ -84,6 +88,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_random_token_priority": False,
         "moe_router_jitter": 0.0,
         "moe_expert_dropout": None,
+        "moe_expert_bits": None,
         "moe_expert_grad_scale": 1.0,
         "moe_expert_parallel": False,
         "task_low_rank": 0,

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.errors import TaskMoEError, UsageError
+from taskmoe_plugin.moe.fold import PARTS
+from taskmoe_plugin.moe.packed_experts import PackedExperts
 from taskmoe_plugin.moe.quantize import Packed
 
 KEY = "packed_experts"  # among the tensors of a checkpoint's model
@@ -19,7 +21,7 @@ def packed_entry(packed: Packed) -> dict[str, Any]:
     return vars(packed).copy()
 
 
-class PackedExperts(Mapping[str, Tensor]):
+class PackedParameters(Mapping[str, Tensor]):
     """The quantised parameters of one checkpoint by name; they are made floating point when they are asked for.
 
     Args:
@@ -68,6 +70,26 @@ class PackedExperts(Mapping[str, Tensor]):
         return self._packed[name].nbytes
 
 
+def keep_packed(state: dict[str, Any], model: nn.Module) -> None:
+    """Let the MoE layers of a model have quantised experts as they are, and take them out of a state.
+
+    Args:
+        state: a checkpoint's, changed in place.
+        model: has the layers.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = PackedParameters(state.pop(KEY, {}))
+    if not found:
+        raise UsageError("--keep-packed: the checkpoint has no quantised experts; give one of taskmoe convert quantize")
+    weights = [part for part in PARTS if part.endswith("weight")]
+    for layer in {name.rsplit(".", 2)[0] for name in found}:
+        moe: Any = model.get_submodule(layer)
+        parts = {part: found.packed(f"{layer}.experts.{part.replace('.', '_')}") for part in weights}
+        moe.experts = PackedExperts(moe.experts, parts)
+
+
 def unpack_state(state: dict[str, Any]) -> None:
     """Make quantised experts in a checkpoint's state floating point, in place."""
-    state.update(PackedExperts(state.pop(KEY, {})))
+    state.update(PackedParameters(state.pop(KEY, {})))

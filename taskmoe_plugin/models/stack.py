@@ -69,6 +69,7 @@ class StackConfig:
     ffn_dim: int
     activation: str
     expert_dropout: float
+    expert_bits: int | None
     grad_scale: float
     static: bool
     merge: bool
@@ -108,6 +109,7 @@ class StackConfig:
             ffn_dim=args.moe_expert_ffn_dim or getattr(args, f"{stack}_ffn_embed_dim"),
             activation=args.activation_fn,
             expert_dropout=expert_dropout,
+            expert_bits=getattr(args, "moe_expert_bits", None),
             grad_scale=getattr(args, "moe_expert_grad_scale", 1.0),
             static=by_task and args.moe_task_gate == "static",
             merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
@@ -170,7 +172,8 @@ class StackConfig:
         # The outputs of K experts that are independent at first, times scale / K each, have scale / √K of the size of
         # one. With scale = K that would be √K: divided by √scale, it is that of a dense network.
         gain = self.choice.scale**-0.5
-        experts = Experts(count, self.width, self.ffn_dim, activation, self.expert_dropout, held, gain)
+        shape = count, self.width, self.ffn_dim
+        experts = Experts(*shape, activation, self.expert_dropout, held, gain, self.expert_bits)
         if self.grad_scale != 1:
             experts.scale_gradients(self.grad_scale)
         dispatcher = None

@@ -24,7 +24,7 @@ from taskmoe_plugin.models.continuing import check_continues, check_languages
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
 from taskmoe_plugin.models.low_rank import add_missing
-from taskmoe_plugin.models.packed_experts import unpack_state
+from taskmoe_plugin.models.packed_experts import keep_packed, unpack_state
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.models.upcycling import upcycle_state
 from taskmoe_plugin.parallel.command_line import correct_flags
@@ -40,7 +40,12 @@ class TaskMoETransformerModel(TransformerModel):
 
     Each stack routes by its own unit: the source language, target language, pair or group of pairs of a row (given
     as language ids in ``net_input``), the sentence, or the token.
+
+    Attributes:
+        keeps_packed: whether quantised experts that are loaded stay as they are, for translating.
     """
+
+    keeps_packed = False
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -122,6 +127,8 @@ class TaskMoETransformerModel(TransformerModel):
             UsageError: with this model's flags they cannot.
         """
         super().upgrade_state_dict(state_dict)
+        if self.keeps_packed:
+            keep_packed(state_dict, self)
         unpack_state(state_dict)
         configs = [stack.moe_config for stack in (self.encoder, self.decoder)]
         done = upcycle_state(state_dict, configs, self.state_dict())

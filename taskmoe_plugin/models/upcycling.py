@@ -55,6 +55,11 @@ class StackUpcycling:
                 f"--moe-threshold {config.choice.threshold:g}: the weights of a token's experts have no known sum; "
                 "leave it out"
             )
+        if config.expert_bits:
+            raise UsageError(
+                f"--moe-expert-bits {config.expert_bits}: rounded experts would not compute what the dense model does; "
+                "leave it out, and train for it afterwards"
+            )
         if config.choice.dense_training and (slices > 1 or k == 1):
             raise UsageError(
                 "--moe-dense-training: every token has all experts, which then must be copies of a dense network, and "

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from taskmoe_plugin.moe.fold import PARTS, fold, merge
 from taskmoe_plugin.moe.gates import full_precision
 from taskmoe_plugin.moe.products import grouped_linear
+from taskmoe_plugin.moe.quantize import round_weights
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -55,6 +56,8 @@ class Experts(nn.Module):
         held: which of the E experts this process has; all by default. The others' initial values are drawn too, so that
             all processes have drawn the same numbers afterwards.
         gain: the initial values of ``fc2`` are multiplied by it.
+        bits: if given, weights are rounded to what this many bits can hold wherever they are used, and learn as if they
+            were not (see ``quantize.round_weights``).
     """
 
     def __init__(
@@ -66,11 +69,13 @@ class Experts(nn.Module):
         dropout: float = 0.0,
         held: range | None = None,
         gain: float = 1.0,
+        bits: int | None = None,
     ) -> None:
         super().__init__()
         held = range(count) if held is None else held
         self.activation = activation
         self.dropout = dropout
+        self.bits = bits
         size = len(held)
         self.fc1_weight = nn.Parameter(torch.empty(size, ffn_width, width))
         self.fc1_bias = nn.Parameter(torch.empty(size, ffn_width))
@@ -113,12 +118,15 @@ class Experts(nn.Module):
 
     def _parts(self, merging: Tensor | None) -> list[Tensor]:
         """The parts of all networks, each (P, …), in the order of ``PARTS``."""
-        stacked: list[Tensor] = [getattr(self, part.replace(".", "_")) for part in PARTS]
+        stacked = [self._rounded(part, getattr(self, part.replace(".", "_"))) for part in PARTS]
         if merging is None:
             return stacked
         with full_precision(merging.device):
             weights = merging.to(self.fc1_weight.dtype)
             return [merge(part, weights) for part in stacked]
+
+    def _rounded(self, part: str, tensor: Tensor) -> Tensor:
+        return round_weights(tensor, self.bits) if self.bits and part.endswith("weight") else tensor
 
     @torch.no_grad()
     def scale_(self, factor: float | Tensor) -> None:
@@ -145,7 +153,8 @@ class Experts(nn.Module):
         parts = {}
         for part in PARTS:
             stacked: Tensor = getattr(self, part.replace(".", "_"))
-            parts[part.replace(".", "_")] = fold(part, [stacked[each] for each in experts], weights).to(stacked.dtype)
+            chosen = [self._rounded(part, stacked[each]) for each in experts]
+            parts[part.replace(".", "_")] = fold(part, chosen, weights).to(stacked.dtype)
         return FeedForward(**parts, activation=self.activation)
 
     def merge(self, weights: Tensor) -> FeedForward:

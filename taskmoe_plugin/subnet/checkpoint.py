@@ -17,7 +17,7 @@ from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, MissingFile, load
 from taskmoe_plugin.models.config import STACKS, check_format
 from taskmoe_plugin.models.packed_experts import KEY as PACKED
-from taskmoe_plugin.models.packed_experts import PackedExperts
+from taskmoe_plugin.models.packed_experts import PackedParameters
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.parallel.manifest import KEY
 from taskmoe_plugin.parallel.shards import ExpertShards
@@ -39,7 +39,7 @@ class MappedTensors:
     """
 
     def __init__(
-        self, path: Path, tensors: dict[str, Tensor], tied: Mapping[str, str], apart: ExpertShards | PackedExperts
+        self, path: Path, tensors: dict[str, Tensor], tied: Mapping[str, str], apart: ExpertShards | PackedParameters
     ) -> None:
         self.path = path
         self.tied = tied
@@ -62,7 +62,7 @@ class MappedTensors:
         own = {name: value for name, value in model.items() if isinstance(value, Tensor)}
         manifest = model.get(KEY)
         shards = ExpertShards(manifest, [path.absolute().parent], name) if manifest else None
-        return cls(path, own, tied_names(args), shards or PackedExperts(model.get(PACKED, {}), name))
+        return cls(path, own, tied_names(args), shards or PackedParameters(model.get(PACKED, {}), name))
 
     def names(self) -> list[str]:
         """The names of all tensors."""

@@ -147,6 +147,12 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
             f"--path {checkpoint.path}: has tensors that no Transformer has ({unknown[0]}); adapters and other "
             "additions are not supported"
         )
+    bits = getattr(checkpoint.args, "moe_expert_bits", None)
+    if bits is not None:
+        raise TaskMoEError(
+            f"--path {checkpoint.path}: was trained with --moe-expert-bits {bits}, and its weights are not rounded; "
+            f"run taskmoe convert quantize --bits {bits}, and extract from what that writes"
+        )
     for pair in pairs:
         _check_pair(checkpoint, pair)
     stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}

@@ -53,6 +53,8 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         TranslationMultiSimpleEpochTask.add_args(parser)
         leave_defaults_open(parser)
         add_bleu_args(parser)
+        help = "translate with quantised experts (taskmoe convert quantize) as they are, for less memory"
+        parser.add_argument("--keep-packed", action="store_true", help=help)
         # Only a command line is parsed with this: a notebook or a program gets exceptions.
         use_one_line_errors(explain)
 
@@ -140,6 +142,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         elif self.training:
             model.warn_of_idle_experts()
         if not self.training:
+            model.keeps_packed = getattr(self.args, "keep_packed", False)
             model.check_pair(self.args.source_lang, self.args.target_lang)
         elif self.args.eval_bleu:
             self.validation_bleu = ValidationBleu(self, model, len(self.lang_pairs), set(self._langtoks().values()))

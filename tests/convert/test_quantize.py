@@ -18,8 +18,7 @@ from tests.convert.checkpoints import load, write_checkpoint
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import LANGS, PAIRS, build_model_of, kept, model_args, net_input, rows
 from tests.helpers.training import generate, train
-from tests.subnet.conftest import DEFAULT
-from tests.subnet.helpers import extract, write_model
+from tests.subnet.helpers import DEFAULT, extract, write_model
 from tests.subnet.stock import assert_equal, stock_fairseq, stock_generate_flags
 
 FLAGS = {"share_all_embeddings": True, "moe_freq": 1, "encoder_moe_routing": "token", "moe_expert_ffn_dim": 16}
@@ -197,3 +196,67 @@ def test_damaged_quantised_experts_are_called_that(
     with pytest.raises(SystemExit):
         main(["convert", "join", str(path), str(path), "--output", str(tmp_path / "both.pt")])
     assert f"taskmoe: error: {path}: its quantised experts are damaged (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_file_of_a_model_that_was_trained_for_it_computes_what_was_trained(tmp_path: Path, bits: int) -> None:
+    flags = {**FLAGS, "moe_expert_bits": bits}
+    path = write_checkpoint(tmp_path / "full.pt", model_args(**flags))
+    trained, plain = (build_model_of(model_args(**each)) for each in (flags, FLAGS))
+    small = load_small(convert(path, tmp_path / "small.pt", bits))
+    # Of all pairs, whose experts are dispatched to, and of one, whose experts are folded.
+    for batch in (net_input(rows(10)), net_input(rows(3, pairs=PAIRS[:1]))):
+        expected, found, rounded = (torch.cat(kept(each(**batch)[0], batch)) for each in (plain, small, trained))
+        torch.testing.assert_close(found, rounded, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(expected, rounded, atol=1e-2)
+    trained.train()(**net_input(rows(10)))[0].sin().sum().backward()
+    assert trained.encoder.layers[0].moe.experts.fc1_weight.grad.abs().sum() > 0
+
+
+def load_small(state: Any) -> Any:
+    """The model of a quantised checkpoint."""
+    model = build_model_of(state["cfg"]["model"], seed=1)
+    model.load_state_dict(state["model"])
+    return model
+
+
+def test_a_model_trained_for_some_bits_is_quantised_to_these_and_only_then_extracted(
+    corpus: Corpus, random: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trained.pt"
+    state = load(random)
+    state["cfg"]["model"].moe_expert_bits = 2
+    torch.save(state, path)
+    for act, message in (
+        (
+            lambda: convert(path, tmp_path / "small.pt", 4),
+            f"--bits 4: {path} was trained with --moe-expert-bits 2; give",
+        ),
+        (lambda: extract(corpus, path, tmp_path / "subnets", "en-de"), "run taskmoe convert quantize --bits 2, and"),
+    ):
+        with pytest.raises(SystemExit):
+            act()
+        assert message in capsys.readouterr().err
+    convert(path, tmp_path / "small.pt", 2)
+    extract(corpus, tmp_path / "small.pt", tmp_path / "subnets", "en-de")
+
+
+@pytest.mark.parametrize("encoder", ["token", "source"])
+def test_experts_that_stay_packed_translate_as_those_that_do_not(
+    corpus: Corpus, random: Path, tmp_path: Path, encoder: str
+) -> None:
+    path = random
+    if encoder == "token":
+        path = write_model(corpus, random, tmp_path / "token.pt", *DEFAULT, "--encoder-moe-routing", "token")
+    convert(path, tmp_path / "small.pt", 4)
+    expected = generate(corpus, tmp_path / "small.pt", "en-de").hypotheses
+    assert_equal(generate(corpus, tmp_path / "small.pt", "en-de", "--keep-packed").hypotheses, expected)
+
+
+def test_experts_that_are_not_packed_cannot_stay_so(
+    corpus: Corpus, random: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        generate(corpus, random, "en-de", "--keep-packed")
+    assert exit.value.code == 2
+    assert "--keep-packed: the checkpoint has no quantised experts" in capsys.readouterr().err
