@@ -15,6 +15,8 @@ from taskmoe_plugin.moe.quantize import BITS
 STACKS = ("encoder", "decoder")
 # Of what a checkpoint's tensors are called and shaped like. 2: the experts of a layer are stacked.
 FORMAT = 2
+# Far beyond what anybody has trained, and not what only a damaged file asks for.
+MAX_EXPERTS = 65_536
 
 
 def add_moe_args(parser: ArgumentParser) -> None:
@@ -175,6 +177,8 @@ def _problems_of_sizes(args: Namespace) -> Iterator[str]:
     experts, k = args.moe_expert_count, args.moe_top_k
     if experts < 1:
         yield f"--moe-expert-count {experts}: give at least 1 (for a dense stack, --encoder-moe-freq 0)"
+    elif experts > MAX_EXPERTS:
+        yield f"--moe-expert-count {experts}: give at most {MAX_EXPERTS}"
     elif not 1 <= k <= experts:
         yield f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}"
     if not 0 <= args.moe_expert_grad_scale < math.inf:

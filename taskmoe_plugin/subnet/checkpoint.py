@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, MissingFile, load
-from taskmoe_plugin.models.config import STACKS, check_format
+from taskmoe_plugin.models.config import MAX_EXPERTS, STACKS, check_format
 from taskmoe_plugin.models.packed_experts import KEY as PACKED
 from taskmoe_plugin.models.packed_experts import PackedParameters
 from taskmoe_plugin.models.subnet_shape import SubnetShape
@@ -184,6 +184,11 @@ def _check_model(path: Path, args: Any) -> None:
         raise TaskMoEError(f"--path {path}: a checkpoint of architecture {arch}, {kind}; give one of {MODEL}")
     if SubnetShape.is_subnet(args):
         raise TaskMoEError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
+    if args.moe_expert_count > MAX_EXPERTS:
+        raise TaskMoEError(
+            f"--path {path}: its flags say {args.moe_expert_count} experts, which no model has; give a checkpoint that "
+            "training wrote"
+        )
 
 
 def tied_names(args: Namespace) -> dict[str, str]:

@@ -12,6 +12,7 @@ from tests.helpers.models import PAIRS, StubTask, build_model
 
 WRONG = [
     ({"moe_expert_count": 0}, "--moe-expert-count 0: give at least 1"),
+    ({"moe_expert_count": 10**9}, "--moe-expert-count 1000000000: give at most 65536"),
     ({"moe_top_k": 9}, "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8"),
     ({"moe_top_k": 0}, "--moe-top-k 0: give between 1"),
     ({"moe_expert_ffn_dim": 0}, "--moe-expert-ffn-dim 0: give at least 1"),

@@ -140,6 +140,14 @@ def test_a_missing_file_is_named(corpus: Corpus, tmp_path: Path, capsys: pytest.
     assert line.endswith("--path nowhere.pt: no such file; give a checkpoint_*.pt that training wrote")
 
 
+def test_a_number_of_experts_that_no_model_has_is_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rewrite(full, tmp_path / "model.pt", lambda state: setattr(state["cfg"]["model"], "moe_expert_count", 10**9))
+    (tmp_path / "out").mkdir()
+    assert "its flags say 1000000000 experts" in error_of(capsys, tmp_path / "out", corpus.bin, path, "en-de")
+
+
 def test_a_dense_checkpoint_is_refused(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "dense"
     flags = task_flags(corpus, "--task", "translation_multi_simple_epoch", *LANGTOKS, "--arch", "transformer", *SIZES)
