@@ -18,6 +18,7 @@ from tests.robustness.damages import Damage
 
 USER_DIR = plugin.rpartition("/")[0]
 # Paths in a case's directory.
+DENSE_FILE = "dense/checkpoint_last.pt"
 TOKEN_FILE, PIECES, SUBNET = "token/checkpoint_last.pt", "pieces.model", "subnet/en-de"
 MODEL_FILE, SPREAD_FILE, EXPERTS = "model/checkpoint_last.pt", "spread/checkpoint_last.pt", "spread/experts/*-0of2.pt"
 TASK = (
@@ -88,6 +89,15 @@ ENTRY_POINTS = {
     "convert prune": EntryPoint(
         ("taskmoe", "convert", "prune", TOKEN_FILE, "--output", "out.pt", "--experts", 2, "--data", "bin"),
         {"checkpoint": TOKEN_FILE, **_data("valid"), **DICTIONARY},
+    ),
+    "convert quantize": EntryPoint(
+        ("taskmoe", "convert", "quantize", MODEL_FILE, "--output", "out.pt", "--bits", 4), {"checkpoint": MODEL_FILE}
+    ),
+    "convert upcycle": EntryPoint(
+        ("taskmoe", "convert", "upcycle", DENSE_FILE, "--output", "out.pt"), {"checkpoint": DENSE_FILE}
+    ),
+    "convert moefy": EntryPoint(
+        ("taskmoe", "convert", "moefy", DENSE_FILE, "--output", "out.pt", "--experts", 2), {"checkpoint": DENSE_FILE}
     ),
     "report": EntryPoint(
         ("taskmoe", "report", MODEL_FILE, "--output-dir", "out", "--no-plots"), {"checkpoint": MODEL_FILE}

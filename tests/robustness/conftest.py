@@ -44,6 +44,7 @@ def world(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(corpus.bin, directory / "bin")
     train(corpus, directory / "model", *SHORT)
     train(corpus, directory / "token", *SHORT, "--encoder-moe-routing", "token", "--decoder-moe-routing", "sentence")
+    train(corpus, directory / "dense", *SHORT, "--moe-freq", 0)
     with launching.start(corpus, directory / "spread", *SHORT, "--moe-expert-parallel") as process:
         assert "done training" in "\n".join(launching.finish(process))
     group_file(directory)
