@@ -11,6 +11,11 @@ from taskmoe_plugin.errors import TaskMoEError
 NAME = ".training"
 
 
+def visible(directory: Path) -> list[Path]:
+    """What is in a directory but hidden files: a process that opens and closes the one of its lock loses the lock."""
+    return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+
+
 def lock_directory(directory: Path, flag: str) -> IO[bytes]:
     """Lock a directory against other processes, here and on other machines that share the disk.
 

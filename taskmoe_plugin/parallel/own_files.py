@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from taskmoe_plugin.files.loading import LoadError, MissingFile, TruncatedFile, is_archive, load
+from taskmoe_plugin.files.locking import visible
 from taskmoe_plugin.parallel.manifest import KEY
 
 Identity = tuple[int, int, int]
@@ -53,7 +54,9 @@ class OwnFiles:
 
     def _checkpoints(self) -> Iterator[tuple[Path, Identity, tuple[str, ...]]]:
         """The checkpoints in the directory, whatever they are called, that name files of experts."""
-        for path in filter(is_archive, self._directory.iterdir()):
+        for path in visible(self._directory):
+            if not is_archive(path):
+                continue
             identity = _identity(path)
             try:
                 files = tuple(load(path)["model"][KEY]["files"])
