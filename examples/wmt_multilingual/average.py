@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
-import taskmoe_plugin  # noqa: F401  vouches for the flags that fairseq's checkpoints hold
 import text
+from taskmoe_plugin.registration import register
 from text import TextError
+
+# fairseq's checkpoints hold flags, which the plugin lets load safely.
+register()
 
 NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 

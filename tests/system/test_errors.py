@@ -116,7 +116,8 @@ def test_other_tasks_than_those_of_the_model_to_finetune_are_refused(
 ) -> None:
     flags = ("--finetune-from-model", checkpoint, "--langs", "en,fr,de")
     message = error_of(capsys, train, corpus, tmp_path, *flags)
-    assert "--langs en,fr,de: the checkpoint was trained with --langs en,de,fr; give the same" in message
+    assert "--langs en,fr,de: --finetune-from-model " in message
+    assert "was trained with --langs en,de,fr; give the same" in message
 
 
 def test_a_model_to_finetune_that_cannot_be_read_is_named(corpus: Corpus, tmp_path: Path, capsys) -> None:
@@ -125,7 +126,7 @@ def test_a_model_to_finetune_that_cannot_be_read_is_named(corpus: Corpus, tmp_pa
     with pytest.raises(SystemExit) as stopped:
         train(corpus, tmp_path, "--finetune-from-model", broken)
     assert stopped.value.code == 1
-    assert f"--finetune-from-model {broken}: truncated or corrupted; give another" in capsys.readouterr().err
+    assert f"--finetune-from-model {broken}: truncated: its end is missing; copy it again" in capsys.readouterr().err
 
 
 def test_a_model_to_finetune_that_is_missing_is_named(corpus: Corpus, tmp_path: Path, capsys) -> None:
@@ -164,4 +165,4 @@ def test_training_does_not_go_on_from_a_checkpoint_of_another_format(
     with pytest.raises(SystemExit) as stopped:
         train(corpus, tmp_path / "new", flag, path)
     assert stopped.value.code == 1
-    assert "the checkpoint that training goes on from: has format 1, of an older version" in capsys.readouterr().err
+    assert "older.pt: has format 1, of an older version of taskmoe_plugin" in capsys.readouterr().err
