@@ -117,12 +117,9 @@ def write_pairs(wheel: Path, directions: list[Direction], max_words: int, held_o
     """Write the strings of the wheel as train, valid and test text of every direction."""
     langs = ["en", *sorted({lang for direction in directions for lang in direction} - {"en"})]
     splits = split_rows(align(read_strings(wheel, langs), max_words), held_out)
-    columns = {lang: index for index, lang in enumerate(langs)}
     with text.new_directory(output_dir) as partial:
         for split, rows in splits.items():
-            for name in dict.fromkeys(direction.shared_name() for direction in directions):
-                source, target = (columns[lang] for lang in name)
-                text.write_aligned(partial, split, name, ((row[source], row[target]) for row in rows))
+            text.write_directions(partial, split, directions, langs, rows)
 
 
 def main() -> None:

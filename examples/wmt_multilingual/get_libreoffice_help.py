@@ -193,14 +193,11 @@ def _sha256(path: Path) -> str:
 def write_pairs(directory: Path, directions: list[Direction], output_dir: Path, held_out: dict[str, list[str]]) -> None:
     """Write the help in a directory's packages as train, valid and test text of every direction."""
     langs = ["en", *sorted({lang for direction in directions for lang in direction} - {"en"})]
-    columns = {lang: index for index, lang in enumerate(langs)}
     with text.new_directory(output_dir) as partial:
         for split, rows in align(read_languages(directory, langs), held_out).items():
             if not rows:
                 raise TextError(f"{directory}: nothing for {split}; these packages lack the pages that are kept for it")
-            for name in dict.fromkeys(direction.shared_name() for direction in directions):
-                source, target = (columns[lang] for lang in name)
-                text.write_aligned(partial, split, name, ((row[source], row[target]) for row in rows))
+            text.write_directions(partial, split, directions, langs, rows)
 
 
 def main() -> None:

@@ -116,6 +116,15 @@ def write_aligned(directory: Path, split: str, name: Direction, rows: Iterable[t
     print(f"{split} {name}: {count} lines", flush=True)
 
 
+def write_directions(
+    directory: Path, split: str, directions: Iterable[Direction], langs: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Write rows that have a line of each of ``langs``, in this order, to the files of every pair, once for each."""
+    for name in dict.fromkeys(direction.shared_name() for direction in directions):
+        source, target = (langs.index(lang) for lang in name)
+        write_aligned(directory, split, name, ((row[source], row[target]) for row in rows))
+
+
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Give a temporary directory beside ``path`` and rename it to ``path`` when all went well.
