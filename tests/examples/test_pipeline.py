@@ -41,7 +41,7 @@ def run_all(folder: Path, step: str = "run.sh", **changes: str):
         "MAX_UPDATE": "3",
         "OMP_NUM_THREADS": "1",
     }
-    return run_step(step, EXAMPLE / "settings" / "files.sh", **environment | changes)
+    return run_step(step, EXAMPLE / "settings" / "files.sh", cwd=folder, **environment | changes)
 
 
 def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(folder: Path) -> None:
