@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from taskmoe_plugin.convert.fitting import check_fits
 from taskmoe_plugin.convert.source import Source
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.report import Size, readable
@@ -61,8 +60,9 @@ def run_conversion(path: Path, output: Path, force: bool, conversion: Conversion
         def make(scratch: Scratch) -> dict[str, Any]:
             scratch.take(source.state)
             converted = conversion(source, scratch)
-            check_fits(path, converted.cfg["model"], converted.model)
-            lines.append(_line(output, source, converted))
+            made = MappedTensors.of_model(path, str(path), converted.cfg["model"], converted.model)
+            made.check(converted.cfg["model"])
+            lines.append(_line(output, source, converted, made))
             return _state(source, converted)
 
         save_mapped(make, output, bar.update)
@@ -81,10 +81,9 @@ def _state(source: Source, converted: Converted) -> dict[str, Any]:
     }
 
 
-def _line(output: Path, source: Source, converted: Converted) -> str:
+def _line(output: Path, source: Source, converted: Converted, made: MappedTensors) -> str:
     before, after = source.tensors.names(), converted.model
     kept = sum(tensor is source.state["model"].get(name) for name, tensor in after.items())
-    made = MappedTensors.of_model(output, str(output), converted.cfg["model"], after)
     sizes = [readable(Size.of_model(tensors).bytes) for tensors in (source.tensors, made)]
     return (
         f"{output}: {converted.done}; {kept} tensors stay, {len(before) - kept} became {len(after) - kept}; "

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from taskmoe_plugin.convert.conversion import Conversion, Converted
 from taskmoe_plugin.convert.dense import sparse_cfg
-from taskmoe_plugin.convert.fitting import dictionary_sizes, empty_model
 from taskmoe_plugin.convert.optimizer_state import OptimizerState
 from taskmoe_plugin.convert.source import Source
 from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.models.config import STACKS
+from taskmoe_plugin.models.loading import dictionary_sizes, meta_model
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.upcycling import StackUpcycling, plan_upcycling
 from taskmoe_plugin.moe import LinearGate
@@ -90,9 +90,9 @@ def _fresh_gates(config: StackConfig) -> Iterator[tuple[str, Tensor]]:
 
 def _with_optimizer(source: Source, args: Namespace, plans: list[StackUpcycling], scratch: Scratch) -> dict[str, Any]:
     """What else of the checkpoint changes, if training goes on with the optimizer's state."""
-    sizes = dictionary_sizes(source.state["model"])
+    sizes = dictionary_sizes(source.state["model"], str(source.path))
     before, after = (
-        {name: each.shape for name, each in empty_model(each, sizes).named_parameters() if each.requires_grad}
+        {name: each.shape for name, each in meta_model(each, sizes).named_parameters() if each.requires_grad}
         for each in (source.cfg["model"], args)
     )
     state = OptimizerState.read(source, before)

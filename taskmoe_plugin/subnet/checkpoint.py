@@ -16,6 +16,7 @@ from torch import Tensor
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, MissingFile, load
 from taskmoe_plugin.models.config import MAX_EXPERTS, STACKS, check_format
+from taskmoe_plugin.models.loading import check_weights
 from taskmoe_plugin.models.packed_experts import KEY as PACKED
 from taskmoe_plugin.models.packed_experts import PackedParameters
 from taskmoe_plugin.models.subnet_shape import SubnetShape
@@ -31,7 +32,7 @@ class MappedTensors:
     """The tensors of a model in a memory-mapped checkpoint; those that share weights are one.
 
     Args:
-        path: the checkpoint.
+        name: what to call the checkpoint in an error.
         tensors: those that are in it.
         tied: names of tensors that are the same as another one, and of that.
         apart: the stacked experts that are not among them: in files of their own, of which only those are opened that
@@ -39,9 +40,9 @@ class MappedTensors:
     """
 
     def __init__(
-        self, path: Path, tensors: dict[str, Tensor], tied: Mapping[str, str], apart: ExpertShards | PackedParameters
+        self, name: str, tensors: dict[str, Tensor], tied: Mapping[str, str], apart: ExpertShards | PackedParameters
     ) -> None:
-        self.path = path
+        self.name = name
         self.tied = tied
         self._tensors = tensors
         self._apart = apart
@@ -62,7 +63,7 @@ class MappedTensors:
         own = {name: value for name, value in model.items() if isinstance(value, Tensor)}
         manifest = model.get(KEY)
         shards = ExpertShards(manifest, [path.absolute().parent], name) if manifest else None
-        return cls(path, own, tied_names(args), shards or PackedParameters(model.get(PACKED, {}), name))
+        return cls(name, own, tied_names(args), shards or PackedParameters(model.get(PACKED, {}), name))
 
     def names(self) -> list[str]:
         """The names of all tensors."""
@@ -100,8 +101,17 @@ class MappedTensors:
             return self._tensors[name]
         except KeyError:
             raise TaskMoEError(
-                f"--path {self.path}: the tensor {name} is missing; give a complete checkpoint, not one process's share"
+                f"{self.name}: the tensor {name} is missing; give a complete checkpoint, not one process's share"
             ) from None
+
+    def check(self, args: Namespace) -> None:
+        """Refuse tensors that are not those of a model's arguments.
+
+        Raises:
+            TaskMoEError: one is missing, has another shape, or belongs to nothing.
+        """
+        apart = {name: torch.empty(self.shape(name), device="meta") for name in self._apart}
+        check_weights(args, {**self._tensors, **apart}, self.name)
 
     def all(self) -> dict[str, Tensor]:
         """All tensors by name; experts that are not among the others in memory, all others still on disk."""
@@ -153,7 +163,8 @@ class Checkpoint:
         """Map a checkpoint into memory without reading its tensors.
 
         Raises:
-            TaskMoEError: the file is missing, broken, unsafe, or no ``taskmoe_transformer`` checkpoint.
+            TaskMoEError: the file is missing, broken, unsafe, or no ``taskmoe_transformer`` checkpoint, or its tensors
+                are not those of its flags.
         """
         state = _load(path)
         cfg = state.get("cfg") if isinstance(state, dict) else None
@@ -164,6 +175,7 @@ class Checkpoint:
         check_format(args, f"--path {path}")
         pages.disable_readahead(each for each in state["model"].values() if isinstance(each, Tensor))
         tensors = MappedTensors.of_model(path, f"--path {path}", args, state["model"])
+        tensors.check(args)
         return cls(path, cfg, state["optimizer_history"], tensors)
 
 

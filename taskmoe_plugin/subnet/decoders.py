@@ -17,8 +17,8 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from torch import Tensor, nn
 
 from taskmoe_plugin.models import TaskMoETransformerModel
+from taskmoe_plugin.models.loading import load_weights
 from taskmoe_plugin.models.task_table import split_pair
-from taskmoe_plugin.subnet.fitting import load_weights
 from taskmoe_plugin.subnet.langtokens import prefixes
 from taskmoe_plugin.tasks import TaskMoETranslationTask
 from taskmoe_plugin.tasks.language_ids import complete_language_ids, padding_mask

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from taskmoe_plugin.models.loading import load_weights
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.moe import Gates
 from taskmoe_plugin.subnet.checkpoint import MappedTensors
-from taskmoe_plugin.subnet.fitting import load_weights
 
 
 def task_tables(tensors: MappedTensors, config: StackConfig) -> dict[int, Gates]:
@@ -22,6 +22,6 @@ def task_tables(tensors: MappedTensors, config: StackConfig) -> dict[int, Gates]
     """
     gates, prefix = config.build_gates(), f"{config.stack}.tasks.gates."
     weights = {name: tensors.tensor(prefix + name) for name in gates.state_dict()}
-    load_weights(gates, weights, f"--path {tensors.path}")
+    load_weights(gates, weights, tensors.name)
     with torch.no_grad():
         return dict(zip(config.moe_layers, gates.eval()().layers()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
 from collections.abc import Sequence
 from copy import copy
@@ -20,15 +19,6 @@ from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.moe import Gates
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.gates import task_tables
-
-_KNOWN = re.compile(
-    r"(encoder|decoder)\.("
-    r"version|tasks\.[\w.]+|embed_tokens\.weight|embed_positions\.\w+|(layer_norm|layernorm_embedding)\.(weight|bias)"
-    r"|output_projection\.weight|project_(in|out)_dim\.weight|adaptive_softmax\..+"
-    r"|layers\.\d+\.(((self|encoder)_attn\.[kvq]_proj|(self|encoder)_attn\.out_proj|fc[12]"
-    r"|(self_attn|encoder_attn|final)_layer_norm)\.(weight|bias)|[\w.]+\.low_rank_(source|target)"
-    r"|moe\.(router\.gate\.weight|experts\.fc[12]_(weight|bias))))"
-)
 
 
 class StackForm(Enum):
@@ -138,15 +128,8 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
     """Plan the subnet of some pairs.
 
     Raises:
-        TaskMoEError: the model does not translate a pair, has nothing that could be left out, or parts of unknown
-            purpose.
+        TaskMoEError: the model does not translate a pair, or has nothing that could be left out.
     """
-    unknown = [name for name in checkpoint.tensors.names() if not _KNOWN.fullmatch(name)]
-    if unknown:
-        raise TaskMoEError(
-            f"--path {checkpoint.path}: has tensors that no Transformer has ({unknown[0]}); adapters and other "
-            "additions are not supported"
-        )
     bits = getattr(checkpoint.args, "moe_expert_bits", None)
     if bits is not None:
         raise TaskMoEError(

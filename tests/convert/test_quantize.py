@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from taskmoe_plugin.cli.main import main
-from taskmoe_plugin.convert.fitting import empty_model
 from taskmoe_plugin.models.config import FORMAT
+from taskmoe_plugin.models.loading import meta_model
 from taskmoe_plugin.moe.quantize import quantize
 from tests.convert.checkpoints import load, write_checkpoint
 from tests.helpers.corpus import Corpus
@@ -74,7 +74,7 @@ def test_other_weights_are_halved_if_asked_and_gates_are_not(checkpoint: Path, t
 def test_a_file_is_as_small_as_the_share_of_experts_allows(tmp_path: Path, bits: int, smaller: float) -> None:
     # The paper's model of 533M parameters has 76 % in experts, and all else in half precision.
     base = Size()
-    model = empty_model(build_args("taskmoe_transformer_base"), (64000, 64000))
+    model = meta_model(build_args("taskmoe_transformer_base"), (64000, 64000))
     for name, each in model.named_parameters():
         base.add(name, each, bits)
     assert base.before / base.after == pytest.approx(smaller, abs=0.1)

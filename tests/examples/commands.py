@@ -8,9 +8,7 @@ from pathlib import Path
 EXAMPLE = Path(__file__).parents[2] / "examples" / "wmt_multilingual"
 
 
-def run_step(
-    step: str, *args: object, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_step(step: str, *args: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a step, in a directory if given, with the tools of this Python environment first on the path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(

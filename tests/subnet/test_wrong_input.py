@@ -92,6 +92,22 @@ def lacks_an_expert(path: Path, target: Path) -> Path:
     return rewrite(path, target, lambda state: state["model"].pop("decoder.layers.1.moe.experts.fc2_weight"))
 
 
+def lacks_a_projection(path: Path, target: Path) -> Path:
+    return rewrite(path, target, lambda state: state["model"].pop("decoder.layers.0.self_attn.k_proj.bias"))
+
+
+def lacks_embeddings(path: Path, target: Path) -> Path:
+    return rewrite(path, target, lambda state: state["model"].pop("encoder.embed_tokens.weight"))
+
+
+def wider_projection(path: Path, target: Path) -> Path:
+    def widen(state: Any) -> None:
+        name = "decoder.layers.0.self_attn.k_proj.bias"
+        state["model"][name] = torch.cat([state["model"][name]] * 2)
+
+    return rewrite(path, target, widen)
+
+
 def lacks_gates(path: Path, target: Path) -> Path:
     return rewrite(path, target, lambda state: state["model"].pop("encoder.tasks.gates.weight"))
 
@@ -116,9 +132,12 @@ def other_architecture(path: Path, target: Path) -> Path:
         (no_checkpoint, "not a fairseq checkpoint"),
         (plain_pickle, "no PyTorch checkpoint"),
         (text, "no PyTorch checkpoint"),
-        (adapters, "has tensors that no Transformer has (encoder.layers.0.adapter.fc1.weight); adapters"),
-        (lacks_an_expert, "the tensor decoder.layers.1.moe.experts."),
-        (lacks_gates, "the tensor encoder.tasks.gates.weight is missing"),
+        (adapters, 'do not fit its flags (Unexpected key(s) in state_dict: "encoder.layers.0.adapter.fc1.weight".)'),
+        (lacks_an_expert, 'flags (Missing key(s) in state_dict: "decoder.layers.1.moe.experts.fc2_weight".)'),
+        (lacks_a_projection, 'flags (Missing key(s) in state_dict: "decoder.layers.0.self_attn.k_proj.bias".)'),
+        (lacks_embeddings, "the tensor encoder.embed_tokens.weight is missing"),
+        (wider_projection, "flags (size mismatch for decoder.layers.0.self_attn.k_proj.bias: "),
+        (lacks_gates, 'flags (Missing key(s) in state_dict: "encoder.tasks.gates.weight".)'),
         (older_format, "has format 1, of an older version of taskmoe_plugin, and this one reads format 2"),
         (other_architecture, "a checkpoint of architecture someone_elses_moe, not taskmoe_transformer"),
     ],
