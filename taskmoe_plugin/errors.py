@@ -54,14 +54,14 @@ def one_line_errors(program: str = PROGRAM) -> Iterator[None]:
         _exit(program, found)
 
 
-def use_one_line_errors(explain: Callable[[BaseException], TaskMoEError | None] = lambda error: None) -> None:
+def use_one_line_errors(*explain: Callable[[BaseException], TaskMoEError | None]) -> None:
     """Have a command that is not ours (fairseq-train, …) print our errors like the commands that are.
 
     The interpreter asks ``sys.excepthook`` what to do with an error that ends the process. Errors that are not ours go
     to the hook that was there.
 
     Args:
-        explain: makes an error of ours of one that is not, if it can.
+        explain: each makes an error of ours of one that is not, if it can; the first that does is heard.
     """
     if isinstance(sys.excepthook, _Hook):
         return
@@ -69,12 +69,12 @@ def use_one_line_errors(explain: Callable[[BaseException], TaskMoEError | None] 
 
 
 class _Hook:
-    def __init__(self, following: object, explain: Callable[[BaseException], TaskMoEError | None]) -> None:
+    def __init__(self, following: object, explain: Sequence[Callable[[BaseException], TaskMoEError | None]]) -> None:
         self.following = following
         self.explain = explain
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        found = _root(error) or self.explain(error)
+        found = _root(error) or next(filter(None, (explain(error) for explain in self.explain)), None)
         if found is not None:
             _exit(PROGRAM, found)
         self.following(kind, error, trace)  # type: ignore[operator]

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.criterions import register_criterion
-from omegaconf import MISSING
 from torch import Tensor
 
 from taskmoe_plugin.criterions.taskmoe_label_smoothed_cross_entropy import (
@@ -20,7 +19,9 @@ from taskmoe_plugin.files.loading import LoadError, load
 
 @dataclass
 class TaskMoEWordDistillationCriterionConfig(TaskMoELabelSmoothedCrossEntropyCriterionConfig):
-    distill_from: str = field(default=MISSING, metadata={"help": "checkpoint of the teacher, with the same dictionary"})
+    distill_from: Optional[str] = field(  # noqa: UP045 (fairseq makes the flag's type of it)
+        default=None, metadata={"help": "checkpoint of the teacher, with the same dictionary"}
+    )
     distill_wt: float = field(
         default=0.25, metadata={"help": "weight of the teacher's distributions; the references have the rest"}
     )
@@ -39,7 +40,7 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
         task: Any,
         sentence_avg: bool,
         label_smoothing: float,
-        distill_from: str,
+        distill_from: str | None,
         distill_wt: float = 0.25,
         ignore_prefix_size: int = 0,
         report_accuracy: bool = False,
@@ -59,6 +60,10 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
             moe_z_loss_wt,
             moe_mutual_information_wt,
         )
+        if distill_from is None:
+            raise UsageError(
+                "--distill-from: --criterion taskmoe_word_distillation needs a teacher's checkpoint; give it"
+            )
         if not 0 <= distill_wt <= 1:
             raise UsageError(f"--distill-wt {distill_wt:g}: give a value from 0 to 1")
         self.distill_wt = distill_wt

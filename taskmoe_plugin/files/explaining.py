@@ -17,7 +17,9 @@ _LOADING = {
     ("fairseq.checkpoint_utils", "load_model_ensemble_and_task"): "filename",
     ("fairseq.trainer", "load_checkpoint"): "filename",
 }
-_OTHERS = ("fairseq.models", "fairseq.tasks", "taskmoe_plugin")  # where an error is not of the file
+# Where an error is not of the file, unless it is in a function that takes up what the file holds.
+_OTHERS = ("fairseq.models", "fairseq.tasks", "fairseq.optim", "taskmoe_plugin")
+_TAKING_UP = "load_state_dict"
 _MISFITS = re.compile(r"Error\(s\) in loading state_dict for \w+:\s*([^\n]+)")
 
 
@@ -55,6 +57,6 @@ def _loading(trace: TracebackType | None) -> tuple[str | None, bool]:
         if variable is not None:
             path, of_file = frame.f_locals.get(variable), True
         elif module.startswith(_OTHERS):
-            of_file = False
+            of_file = path is not None and module.startswith("fairseq.optim") and frame.f_code.co_name == _TAKING_UP
         trace = trace.tb_next
     return path, of_file

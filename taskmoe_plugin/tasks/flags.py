@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from taskmoe_plugin.errors import raise_all
 
 LAST = "checkpoint_last.pt"
+# What fairseq fails at with a traceback, some of it after hours.
+LEAST = {"beam": 1, "max_tokens": 1, "max_tokens_valid": 1, "num_workers": 0, "warmup_updates": 0}
+PROBABILITIES = (
+    "dropout", "attention_dropout", "activation_dropout", "relu_dropout", "encoder_layerdrop", "decoder_layerdrop",
+)  # fmt: skip
+SCORES = ("bleu", "chrf")
 RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
 
 
@@ -20,7 +26,7 @@ def check_command(args: Namespace) -> None:
     Args:
         args: all flags of one of fairseq's commands.
     """
-    raise_all([*_not_finite(args), *_languages(args), *_restore_file(args), *_finetuning(args), *_beam(args)])
+    raise_all([problem for check in _CHECKS for problem in check(args)])
 
 
 def _not_finite(args: Namespace) -> Iterator[str]:
@@ -80,7 +86,33 @@ def _finetuning(args: Namespace) -> Iterator[str]:
             yield f"--{name.replace('_', '-')}: --finetune-from-model resets everything; leave it out"
 
 
-def _beam(args: Namespace) -> Iterator[str]:
-    beam = getattr(args, "beam", 1)
-    if beam < 1:
-        yield f"--beam {beam}: give at least 1"
+def _least(args: Namespace) -> Iterator[str]:
+    for name, least in LEAST.items():
+        value = getattr(args, name, None)
+        if value is not None and value < least:
+            yield f"--{name.replace('_', '-')} {value}: give at least {least}"
+
+
+def _probabilities(args: Namespace) -> Iterator[str]:
+    for name in PROBABILITIES:
+        value = getattr(args, name, None)
+        if value is not None and not 0 <= value <= 1:
+            yield f"--{name.replace('_', '-')} {value:g}: give a value from 0 to 1"
+
+
+def _heads(args: Namespace) -> Iterator[str]:
+    for stack in ("encoder", "decoder"):
+        width, heads = (getattr(args, f"{stack}_{name}", None) for name in ("embed_dim", "attention_heads"))
+        if width and heads and (heads < 1 or width % heads):
+            yield f"--{stack}-attention-heads {heads}: is no divisor of --{stack}-embed-dim {width}; give one"
+
+
+def _metric(args: Namespace) -> Iterator[str]:
+    metric = getattr(args, "best_checkpoint_metric", None)
+    if metric in SCORES and not getattr(args, "eval_bleu", False):
+        yield f"--best-checkpoint-metric {metric}: validation has it with --eval-bleu; give that, too"
+
+
+_CHECKS: tuple[Callable[[Namespace], Iterator[str]], ...] = (
+    _not_finite, _languages, _restore_file, _finetuning, _least, _probabilities, _heads, _metric,
+)  # fmt: skip

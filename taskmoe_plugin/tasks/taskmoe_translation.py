@@ -29,6 +29,7 @@ from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.memory import out_of_memory_ends_all
 from taskmoe_plugin.parallel.resuming import Start, check_start, checkpoint_directories
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
+from taskmoe_plugin.tasks.explaining_flags import explain_flag
 from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.remembered_flags import complete_flags, leave_defaults_open, remember_flags
@@ -56,7 +57,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         help = "translate with quantised experts (taskmoe convert quantize) as they are, for less memory"
         parser.add_argument("--keep-packed", action="store_true", help=help)
         # Only a command line is parsed with this: a notebook or a program gets exceptions.
-        use_one_line_errors(explain)
+        use_one_line_errors(explain, explain_flag)
 
     def __init__(self, args: Any, langs: list[str], dicts: dict[str, Any], training: bool) -> None:
         super().__init__(args, langs, dicts, training)
@@ -200,6 +201,11 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
                 indices = dataset.ordered_indices()
             if max_positions is not None:
                 indices = self.filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
+            if not len(indices):
+                raise UsageError(
+                    "no sentence is as short as --max-tokens, --max-source-positions and --max-target-positions ask "
+                    "for; give larger ones"
+                )
             batches = list(
                 dataset.batch_by_size(
                     indices,
@@ -267,7 +273,16 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         return loss, sample_size, logging_output
 
     def post_validate(self, model: Any, stats: dict[str, Any], meters: Any) -> None:
-        """Write to TensorBoard, if ``--tensorboard-logdir`` is set, which experts the tasks use."""
+        """Write to TensorBoard, if ``--tensorboard-logdir`` is set, which experts the tasks use.
+
+        Raises:
+            UsageError: ``--best-checkpoint-metric`` is none of the metrics.
+        """
+        if self.training and self.args.best_checkpoint_metric not in stats:
+            raise UsageError(
+                f"--best-checkpoint-metric {self.args.best_checkpoint_metric}: validation has no such metric; give one "
+                f"of {', '.join(sorted(stats))}"
+            )
         if self.validation_usage is not None:
             self.validation_usage.write(model, stats["num_updates"])
 

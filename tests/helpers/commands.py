@@ -16,7 +16,6 @@ from typing import Any
 from fairseq import checkpoint_utils
 
 import taskmoe_plugin
-from taskmoe_plugin.errors import one_line_errors
 
 USER_DIR = Path(taskmoe_plugin.__file__).parent
 
@@ -76,6 +75,17 @@ def _recording(output: Output) -> Iterator[None]:
         root.setLevel(level)
 
 
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Ends as a process does with an error that the plugin's hook knows."""
+    try:
+        yield
+    except Exception as error:
+        if sys.excepthook is not sys.__excepthook__:
+            sys.excepthook(type(error), error, error.__traceback__)
+        raise
+
+
 def run(tool: str, *argv: Any, stdin: str = "") -> Output:
     """Run ``fairseq-TOOL`` with arguments.
 
@@ -89,7 +99,7 @@ def run(tool: str, *argv: Any, stdin: str = "") -> Output:
     before = sys.argv, sys.stdin
     sys.argv, sys.stdin = [f"fairseq-{tool}", *map(str, argv)], io.StringIO(stdin)
     try:
-        with redirect_stdout(printed), _recording(output), one_line_errors():
+        with redirect_stdout(printed), _recording(output), _ending():
             command.cli_main()
     finally:
         sys.argv, sys.stdin = before

@@ -54,6 +54,17 @@ TRAINING = [
     (("--lang-pairs", "en"), "--lang-pairs en: is no pair of languages; write it as in en-de,de-en"),
     (("--lang-pairs", "en-de,en_fr"), "--lang-pairs en_fr: is no pair of languages"),
     (("--lang-pairs", "en-de,en-pt-BR"), "--lang-pairs en-pt-BR: a language code cannot contain a hyphen"),
+    (("--extra-data", "{oops"), "--extra-data {oops: cannot be read ("),
+    (("--langtoks", "{oops"), "--langtoks {oops: cannot be read ("),
+    (("--sampling-weights", "[1"), "--sampling-weights [1: cannot be read ("),
+    (("--max-tokens", 1), "no sentence is as short as --max-tokens, --max-source-positions and"),
+    (("--max-tokens", 0), "--max-tokens 0: give at least 1"),
+    (("--num-workers", -1), "--num-workers -1: give at least 0"),
+    (("--dropout", 2), "--dropout 2: give a value from 0 to 1"),
+    (("--decoder-attention-heads", 3), "--decoder-attention-heads 3: is no divisor of --decoder-embed-dim 16"),
+    (("--best-checkpoint-metric", "bleu"), "--best-checkpoint-metric bleu: validation has it with --eval-bleu"),
+    (("--criterion", "taskmoe_word_distillation"), "--distill-from: --criterion taskmoe_word_distillation needs"),
+    (("--lr-scheduler", "polynomial_decay"), "--total-num-update: needs a value with these flags"),
     (("--restore-file", "nowhere.pt"), "--restore-file nowhere.pt: no such file; give a checkpoint"),
 ]
 
@@ -64,6 +75,43 @@ TRAINING = [
 def test_training_stops_before_it_starts(corpus: Corpus, tmp_path: Path, capsys, flags: tuple, expected: str) -> None:
     assert expected in error_of(capsys, train, corpus, tmp_path, *flags)
     assert not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--save-dir", "a_file"),
+        ("--sampling-weights-from-file", "nowhere.json"),
+        ("--log-file", "a_file/log"),
+        ("--source-dict", "nowhere.txt"),
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_a_path_that_cannot_be_used_is_named(
+    corpus: Corpus, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, flags: tuple
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        train(corpus, tmp_path / "save", *flags)
+    assert stopped.value.code in (1, 2)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert flags[1] in line
+
+
+@pytest.mark.parametrize(
+    "flags", [("--adam-betas", "oops"), ("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "-1")]
+)
+def test_a_checkpoint_is_not_blamed_for_a_flag(corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys, flags) -> None:
+    with pytest.raises((SystemExit, Exception)):
+        train(corpus, tmp_path, "--restore-file", checkpoint, *flags)
+    assert "checkpoint that fairseq" not in capsys.readouterr().err
+
+
+def test_a_metric_that_there_is_not_is_refused(corpus: Corpus, tmp_path: Path, capsys) -> None:
+    message = error_of(capsys, train, corpus, tmp_path, "--best-checkpoint-metric", "meteor", "--max-update", 1)
+    assert "--best-checkpoint-metric meteor: validation has no such metric; give one of " in message
+    assert "nll_loss" in message
 
 
 def test_a_stock_architecture_is_refused(corpus: Corpus, tmp_path: Path, capsys) -> None:

@@ -1,0 +1,45 @@
+"""Which flag ended one of fairseq's commands: it lets errors through that do not name it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from types import TracebackType
+
+from hydra.errors import ConfigCompositionException
+
+from taskmoe_plugin.errors import TaskMoEError, UsageError
+
+_OPEN = re.compile(r"Error merging override \w+\.(\w+)=null")
+# What a path can be wrong about. Others, such as a disk that fails, are not of a flag.
+_OF_PATHS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG}
+
+
+def explain_flag(error: BaseException) -> TaskMoEError | None:
+    """What is wrong with a flag's value, or the path that it names; None if it is something else.
+
+    Args:
+        error: what ends the process.
+    """
+    value = _value_that_is_read(error.__traceback__)
+    if value is not None:
+        flag, text = value
+        return UsageError(f"{flag} {text}: cannot be read ({error}); see fairseq-train --help for how it is written")
+    unset = _OPEN.search(str(error))
+    if isinstance(error, ConfigCompositionException) and unset:
+        return UsageError(f"--{unset[1].replace('_', '-')}: needs a value with these flags; give it")
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.errno in _OF_PATHS:
+        return TaskMoEError(f"{os.fsdecode(error.filename)}: {error.strerror}; give a path that can be used")
+    return None
+
+
+def _value_that_is_read(trace: TracebackType | None) -> tuple[str, str] | None:
+    """The flag and its value that argparse was reading."""
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_globals.get("__name__") == "argparse" and frame.f_code.co_name == "_get_value":
+            action = frame.f_locals["action"]
+            return (action.option_strings or [action.dest])[-1], frame.f_locals["arg_string"]
+        trace = trace.tb_next
+    return None
