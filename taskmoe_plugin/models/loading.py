@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from textwrap import shorten
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from taskmoe_plugin.errors import TaskMoEError
 
@@ -47,8 +49,28 @@ class _Languages:
     target_dictionary: Dictionary
 
 
+class _Unfilled(TorchFunctionMode):
+    """Makes empty tensors on the meta device, and leaves them unfilled.
+
+    ``torch.device("meta")`` would do for all others as well, but there PyTorch imports its compiler, for seconds, to
+    fill a tensor or count a range.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs = {**kwargs, "device": "meta"}
+        elif func.__name__ in ("normal_", "uniform_"):
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
 def meta_model(args: Namespace, symbols: tuple[int, int]) -> nn.Module:
-    """The model of a checkpoint's arguments on the meta device: names and shapes, and no memory.
+    """The model of a checkpoint's arguments, its weights on the meta device: names and shapes, and no memory.
 
     Args:
         args: the model's arguments.
@@ -58,7 +80,7 @@ def meta_model(args: Namespace, symbols: tuple[int, int]) -> nn.Module:
     task = _Languages(langs, pairs, *map(_dictionary, symbols))
     # Files of pretrained embeddings are for the start of a training.
     args = Namespace(**{**vars(args), "encoder_embed_path": None, "decoder_embed_path": None})
-    with torch.device("meta"):
+    with _Unfilled():
         return ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)  # type: ignore[no-any-return]
 
 

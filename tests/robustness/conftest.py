@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def write_pieces(path: Path, dictionary: Path) -> None:
 @pytest.fixture(scope="session")
 def world(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Binarised data, checkpoints of all kinds, and a benchmark's report."""
+    forkserver.ensure_running()  # here, where the tests can be imported; elsewhere it would import nothing
     directory = tmp_path_factory.mktemp("world")
     shutil.copytree(corpus.bin, directory / "bin")
     train(corpus, directory / "model", *SHORT)
