@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from taskmoe_plugin.files.loading import LoadError, load
 from taskmoe_plugin.parallel.manifest import KEY
 from taskmoe_plugin.parallel.shards import ExpertShards
 from taskmoe_plugin.subnet import pages
-from taskmoe_plugin.subnet.checkpoint import MappedTensors, tied_names
 from taskmoe_plugin.subnet.scratch import Scratch, check_free, save_mapped
 
 
@@ -31,8 +29,7 @@ def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
         force: whether the file may be replaced.
 
     Raises:
-        TaskMoEError: a file is missing or broken, lacks a tensor of its flags, or has all experts already, or the new
-            one cannot be written.
+        TaskMoEError: a file is missing or broken, or has all experts already, or the new one cannot be written.
     """
     check_free(output, force)
     save_mapped(lambda scratch: _assemble(path, optimizer, scratch), output)
@@ -55,11 +52,6 @@ def _assemble(path: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:
         )
     shards = ExpertShards(manifest, [path.absolute().parent], str(path))
     shards.check_complete()
-    args = state["cfg"].get("model") if isinstance(state.get("cfg"), dict) else None
-    if not isinstance(args, Namespace) or not hasattr(args, "arch"):
-        raise TaskMoEError(f"{path}: has no flags of its model; give a checkpoint that --moe-expert-parallel saved")
-    own = {name: value for name, value in model.items() if isinstance(value, Tensor)}
-    MappedTensors(str(path), own, tied_names(args), shards).check(args)
     state["model"].update({name: _weight(shards, name, scratch) for name in shards})
     last = state.get("last_optimizer_state")
     if not optimizer:

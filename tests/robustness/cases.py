@@ -107,7 +107,7 @@ ENTRY_POINTS = {
         {**_data("valid"), **DICTIONARY},
     ),
     "consolidate": EntryPoint(
-        ("taskmoe", "consolidate", SPREAD_FILE, "--output", "out.pt"), {"checkpoint": SPREAD_FILE, **SPREAD}
+        ("taskmoe", "consolidate", SPREAD_FILE, "--output", "out.pt"), {"copied": SPREAD_FILE, **SPREAD}
     ),
     "bench decode": EntryPoint(
         (*BENCH, "--path", MODEL_FILE, "--lang-pair", "en-de", "--output", "out"),
@@ -167,18 +167,22 @@ TORCH = (
     Wanted(damages.empty, ("truncated",)),
     Wanted(damages.foreign, ("safe loading refuses",)),
 )
+CHECKPOINT = (
+    *TORCH,
+    Wanted(damages.noise, ("no PyTorch checkpoint",)),
+    Wanted(damages.text, ("no PyTorch checkpoint",)),
+    Wanted(damages.other_contents, ("fairseq", "training wrote")),
+    Wanted(damages.flipped, harmless=True),
+    Wanted(damages.flipped_in_pickle, harmless=True),
+    Wanted(damages.flipped_in_directory, harmless=True),
+)
 DAMAGES: dict[str, tuple[Wanted, ...]] = {
     "checkpoint": (
-        *TORCH,
-        Wanted(damages.noise, ("no PyTorch checkpoint",)),
-        Wanted(damages.text, ("no PyTorch checkpoint",)),
-        Wanted(damages.other_contents, ("fairseq", "training wrote")),
+        *CHECKPOINT,
         Wanted(damages.lacks_a_tensor, ("not fit", "tensor", "shape")),
         Wanted(damages.other_shape, ("not fit", "tensor", "shape")),
-        Wanted(damages.flipped, harmless=True),
-        Wanted(damages.flipped_in_pickle, harmless=True),
-        Wanted(damages.flipped_in_directory, harmless=True),
     ),
+    "copied": CHECKPOINT,  # whatever tensors it has
     "opened": TORCH,  # all that is wrong with a checkpoint before its weights are looked at
     "experts": (
         *TORCH,
