@@ -14,6 +14,7 @@ from taskmoe_plugin.bench.decode_models import (
     Source,
     given_source,
     language_tokens,
+    quantized,
     random_source,
     subnet,
     with_random_weights,
@@ -21,11 +22,17 @@ from taskmoe_plugin.bench.decode_models import (
 from taskmoe_plugin.bench.report import Row, progress, table
 from taskmoe_plugin.bench.timing import Summary, paired_ratios, time_in_turns
 from taskmoe_plugin.bench.workers import Worker, WorkerClock
+from taskmoe_plugin.errors import UsageError
 
 REFERENCE = "token"
+# The token-routed model in other ways: fairscale's layer, and experts whose weights stay in few bits.
+NAIVE = "naive"
+PACKED = {"token-int8": 8, "token-int4": 4}
 SYSTEMS = (
     "full",
     REFERENCE,
+    NAIVE,
+    *PACKED,
     "dense",
     "subnet",
     "subnet-unpadded",
@@ -39,6 +46,8 @@ CTRANSLATE2_WORKER = (str(Path(__file__).with_name("ctranslate2_worker.py")),)
 
 def run(args: Namespace) -> list[Row]:
     """Translate with every system at every batch size, all of them in turns."""
+    if NAIVE in args.systems and (args.precision, args.device) != ("fp32", "cpu"):
+        raise UsageError("--systems naive: fairscale's layer is measured in fp32 on a CPU; leave it out here")
     batch_sizes = sorted(set(args.batch_sizes))
     with TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
@@ -72,23 +81,32 @@ class _Systems:
             setup = {"path": str(path), "compute_type": quantization, **language_tokens(self.source), **common}
             return path, Worker(CTRANSLATE2_WORKER, setup, self.args.threads)
         path, data = self._fairseq_model(system)
-        setup = {"path": str(path), "data": str(data), "pair": self.source.pair,
-                 "even_gates": system == REFERENCE, "precision": self.args.precision, **common}  # fmt: skip
+        setup = {"path": str(path), "data": str(data), "pair": self.source.pair, "naive": system == NAIVE,
+                 "keep_packed": system in PACKED, "even_gates": system in (REFERENCE, NAIVE, *PACKED),
+                 "precision": self.args.precision, **common}  # fmt: skip
         return path, Worker(FAIRSEQ_WORKER, setup, self.args.threads)
 
     def _fairseq_model(self, system: str) -> tuple[Path, Path]:
         source = self.source
         if system == "full":
             return source.checkpoint, source.data
-        if system == "token":
-            args = {"encoder_moe_routing": "token", "decoder_moe_routing": "token", "moe_task_gate": "learned"}
-            return with_random_weights(source.checkpoint, source.data, self.directory / "token.pt", **args), source.data
+        if system in (REFERENCE, NAIVE):
+            return self._token(), source.data
+        if system in PACKED:
+            return quantized(self._token(), self.directory / f"{system}.pt", PACKED[system]), source.data
         if system == "dense":
             model = self._extract("subnet") / "model.pt"
             return with_random_weights(model, source.data, self.directory / "dense.pt"), source.data
         options = {"subnet": {}, "subnet-unpadded": {"padded": False}, "subnet-trimmed": {"trim_vocabulary": True}}
         directory = self._extract(system, **options[system])
         return directory / "model.pt", directory
+
+    def _token(self) -> Path:
+        path = self.directory / "token.pt"
+        if not path.exists():
+            args = {"encoder_moe_routing": "token", "decoder_moe_routing": "token", "moe_task_gate": "learned"}
+            with_random_weights(self.source.checkpoint, self.source.data, path, **args)
+        return path
 
     def _extract(self, system: str, **options: Any) -> Path:
         directory = self.directory / system

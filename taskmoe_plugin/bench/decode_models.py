@@ -15,6 +15,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 
 from taskmoe_plugin.bench.model_args import moe_args
+from taskmoe_plugin.convert.conversion import run_conversion
+from taskmoe_plugin.convert.quantize import quantize_experts
 from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.files.binarised import check_pieces, check_set
 from taskmoe_plugin.files.dictionaries import read_dictionary
@@ -117,6 +119,12 @@ def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: 
 
 def _flags(part: Any) -> dict[str, Any]:
     return part if isinstance(part, dict) else vars(part)
+
+
+def quantized(checkpoint: Path, path: Path, bits: int) -> Path:
+    """Write a checkpoint with experts in few bits, and all else in fp16."""
+    run_conversion(checkpoint, path, False, quantize_experts(bits, None, torch.float16))
+    return path
 
 
 def subnet(source: Source, directory: Path, **options: Any) -> Path:

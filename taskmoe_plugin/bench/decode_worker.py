@@ -10,6 +10,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from torch import Tensor, nn
 
 from taskmoe_plugin.bench.device import DTYPES
+from taskmoe_plugin.bench.naive import make_naive
 from taskmoe_plugin.bench.timing import make_clock
 from taskmoe_plugin.bench.workers import Message, serve
 from taskmoe_plugin.moe import TokenRouter
@@ -38,7 +39,9 @@ def set_up(message: Message) -> Any:
     torch.set_num_threads(message["threads"])
     source_lang, target_lang = message["pair"].split("-")
     device = torch.device(message["device"])
-    overrides = {"data": message["data"], "source_lang": source_lang, "target_lang": target_lang}
+    overrides: dict[str, Any] = {"data": message["data"], "source_lang": source_lang, "target_lang": target_lang}
+    if message["keep_packed"]:
+        overrides["keep_packed"] = True
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([message["path"]], arg_overrides=overrides)
     for model in models:
         model.eval()
@@ -46,6 +49,8 @@ def set_up(message: Message) -> Any:
             for router in (each for each in model.modules() if isinstance(each, TokenRouter)):
                 router.register_module("gate", EvenGate(router.gate.weight.size(0)))
         model.to(device, getattr(torch, DTYPES[message["precision"]]))
+        if message["naive"]:
+            make_naive(model)
         model.prepare_for_inference_(cfg)
     generation = GenerationConfig(beam=message["beam"])
     if message["length"]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskmoe_plugin.bench.device import DTYPES
+from taskmoe_plugin.bench.naive import start_group
 from taskmoe_plugin.bench.report import Row, progress, table
 from taskmoe_plugin.bench.timing import Summary, make_clock, paired_ratios, time_in_turns
 from taskmoe_plugin.memory import keep_freed_memory
@@ -212,7 +213,7 @@ def _fairscale_group(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    start_group()
     try:
         yield
     finally:

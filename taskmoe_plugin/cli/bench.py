@@ -124,8 +124,10 @@ def _add_decode(parser: ArgumentParser) -> None:
         "ctranslate2-float32",
         "ctranslate2-int8",
     )
-    add("--systems", nargs="+", default=list(systems), choices=systems,
-        help="what to compare with the token-routed model of the same shape")  # fmt: skip
+    more = ("naive", "token-int8", "token-int4")
+    add("--systems", nargs="+", default=list(systems), choices=systems + more,
+        help="what to compare with the token-routed model of the same shape; naive: that one with fairscale's layer; "
+        "token-int8, token-int4: that one with its experts kept packed")  # fmt: skip
     _add_shape(parser)
     add("--experts", type=_positive, default=32, metavar="E", help="experts in each MoE layer")
     add("--tasks", type=_positive, default=8, metavar="N", help="languages of the random model")

@@ -106,7 +106,7 @@ def test_bench_parallel_counts_what_processes_send_each_other(tmp_path: Path) ->
 
 
 def test_bench_decode_builds_models_extracts_and_translates(tmp_path: Path) -> None:
-    systems = ["full", "subnet-trimmed", "ctranslate2-int8"]
+    systems = ["full", "naive", "token-int4", "subnet-trimmed", "ctranslate2-int8"]
     flags = ["--experts", "3", "--batch-sizes", "1", "3", "--beam", "2", "--length", "4", "--systems", *systems]
     rows = bench(tmp_path, "decode", *SHAPE, *flags)
     assert {(row["system"], row["batch"]) for row in rows} == {
@@ -118,6 +118,16 @@ def test_bench_decode_builds_models_extracts_and_translates(tmp_path: Path) -> N
         assert tokens == pytest.approx(4 * row["batch"], abs=1e-6)
     disk = {row["system"]: row["disk_bytes"] for row in rows}
     assert disk["full"] > disk["subnet-trimmed"] > disk["ctranslate2-int8"] > 0
+    assert disk["naive"] == disk["token"] > disk["token-int4"]
+
+
+def test_bench_decode_measures_fairscales_layer_in_fp32_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        bench(tmp_path, "decode", *SHAPE, "--systems", "naive", "--precision", "bf16")
+    assert exit_.value.code == 2
+    assert "--systems naive: fairscale's layer is measured in fp32 on a CPU" in capsys.readouterr().err
 
 
 def test_wrong_usage_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
