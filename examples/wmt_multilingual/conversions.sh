@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Usage: conversions.sh settings/conversions.sh
+#
+# Train the systems that conversions are compared on, convert them in every way, translate with what comes out, and leave
+# the figures in RESULTS/SYSTEM.CONVERSION.json (docs/systems unless set). What is there already is not done again, and an
+# interrupted training goes on from its last checkpoint. SYSTEMS="merged-1 dense-1" chooses what is trained; what is not
+# trained is not converted.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+: "${SENTENCES:=250}" # of the test set of each direction
+SETTINGS=$1 DATA_DIR=$WORK_DIR RESULTS=${RESULTS:-$EXAMPLE/../../docs/systems}
+: "${SYSTEMS:=merged-1 token_token-1 dense-1 dense_wide-1 merged_2bits-1 merged_continued-1 merged-2}"
+export DATA_DIR
+mkdir -p "$DATA_DIR" "$RESULTS"
+UNTIL=binary "$EXAMPLE/run.sh" "$SETTINGS"
+
+for SYSTEM in $SYSTEMS; do
+    [[ ! -e $DATA_DIR/$SYSTEM/model/finished ]] || continue
+    echo "== training $SYSTEM"
+    mkdir -p "$DATA_DIR/$SYSTEM"
+    ln -sfn ../binary "$DATA_DIR/$SYSTEM/binary"
+    SYSTEM=$SYSTEM WORK_DIR=$DATA_DIR/$SYSTEM "$EXAMPLE/train.sh" "$SETTINGS" >>"$DATA_DIR/$SYSTEM/train.out" 2>&1 ||
+        fail "$SYSTEM: $(tail -n 1 "$DATA_DIR/$SYSTEM/train.out") (more in $DATA_DIR/$SYSTEM/train.out)"
+done
+
+# record SYSTEM[+SYSTEM] CONVERSION FLAGS...: what is left of a system, or of an ensemble; no CONVERSION: of it as it is.
+record() (
+    name=$1${2:+.$2} systems=${1//+/ } checkpoints=()
+    [[ ! -f $RESULTS/$name.json ]] || exit 0
+    for system in $systems; do
+        [[ -e $DATA_DIR/$system/model/finished ]] || exit 0
+        checkpoints+=("$DATA_DIR/$system/model/$CHECKPOINT")
+    done
+    echo "== $name"
+    SYSTEM=${systems%% *}
+    source "$SETTINGS"
+    "$EXAMPLE/record_conversion.py" --work-dir "$DATA_DIR" --name "$name" --lang-pairs "$LANG_PAIRS" \
+        --sentences "$SENTENCES" --output "$RESULTS/$name.json" --checkpoint "${checkpoints[@]}" "${@:3}" \
+        -- "${TASK_FLAGS[@]}" "${MODEL_FLAGS[@]}" "${CRITERION_FLAGS[@]}" "${TRAIN_FLAGS[@]}"
+)
+
+INT8="--format ctranslate2 --quantization int8"
+BINARY=$DATA_DIR/binary
+for system in merged-1 token_token-1 dense-1 dense_wide-1; do
+    record "$system" ""
+    against=(--baseline "$system")
+    record "$system" trimmed "${against[@]}" --extract=--trim-vocabulary
+    [[ $system == token_token-1 ]] || record "$system" trimmed_int8 "${against[@]}" --extract="--trim-vocabulary $INT8"
+done
+record merged-1 subnets --baseline merged-1 --extract
+record merged-1 ctranslate2 --baseline merged-1 --extract="--format ctranslate2"
+record merged-1 int8 --baseline merged-1 --extract="$INT8"
+for system in merged-1 token_token-1; do
+    for bits in 8 4 3 2; do
+        [[ $system == merged-1 || $bits != 3 ]] || continue
+        record "$system" "${bits}_bits" --baseline "$system" --convert "quantize --bits $bits --half fp16"
+    done
+done
+# Trained for a thousand updates more, with two bits and without.
+record merged_continued-1 "" --baseline merged-1
+record merged_2bits-1 2_bits --baseline merged-1 --convert "quantize --bits 2 --half fp16"
+for experts in 8 4; do
+    for metric in importance random; do
+        record token_token-1 "prune_${experts}_$metric" --baseline token_token-1 --extract \
+            --convert "prune --experts $experts --metric $metric --data $BINARY"
+    done
+done
+record token_token-1 prune_8_4_bits --baseline token_token-1 --extract=--half=fp16 \
+    --convert "prune --experts 8 --data $BINARY" --convert "quantize --bits 4 --half fp16"
+for system in dense-1 dense_wide-1; do
+    for keep in 12 8 4; do
+        [[ $system == dense_wide-1 || $keep == 12 ]] || continue
+        record "$system" "keep_$keep" --baseline "$system" --extract \
+            --convert "moefy --experts 16 --keep $keep --data $BINARY"
+    done
+    record "$system" 4_bits --baseline "$system" --convert "moefy --experts 16" --convert "quantize --bits 4 --half fp16"
+done
+record merged-2 ""
+record merged-1+merged-2 ensemble --baseline merged-1 --extract
+record merged-1+dense-1 ensemble --baseline merged-1 --extract

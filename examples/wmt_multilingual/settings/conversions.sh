@@ -1,0 +1,33 @@
+# The demo's text, training and model, and its peers of the same data, batches and updates, for conversions.sh: SYSTEM says
+# which. All have 4+4 layers of width 128. A token passes a feed-forward network of 256 units in each, or two experts of
+# half of that, but in dense_wide. All but dense have as many feed-forward weights: 2,048 units in each layer.
+
+: "${WORK_DIR:=$EXAMPLE/out/conversions}"
+source "$EXAMPLE/settings/demo.sh"
+: "${SYSTEM:=merged-1}"
+
+MERGED_FLAGS=("${MODEL_FLAGS[@]}")
+MODEL_FLAGS=(
+    --arch taskmoe_transformer_tiny --share-all-embeddings --encoder-normalize-before --decoder-normalize-before
+    --dropout 0.0
+)
+# A thousand more updates of the trained model.
+CONTINUED_FLAGS=(
+    --lr 0.001 --warmup-updates 100 --total-num-update 1000 --max-update 1000
+    --finetune-from-model "${DATA_DIR-}/merged-1/model/$CHECKPOINT"
+)
+case $SYSTEM in
+merged-1) MODEL_FLAGS=("${MERGED_FLAGS[@]}") ;;
+merged-2) MODEL_FLAGS=("${MERGED_FLAGS[@]}") TRAIN_FLAGS+=(--seed 2) ;;
+merged_continued-1) MODEL_FLAGS=("${MERGED_FLAGS[@]}") TRAIN_FLAGS+=("${CONTINUED_FLAGS[@]}") ;;
+merged_2bits-1) MODEL_FLAGS=("${MERGED_FLAGS[@]}" --moe-expert-bits 2) TRAIN_FLAGS+=("${CONTINUED_FLAGS[@]}") ;;
+token_token-1)
+    MODEL_FLAGS+=(
+        --moe-freq 1 --encoder-moe-routing token --decoder-moe-routing token
+        --moe-expert-count 16 --moe-expert-ffn-dim 128 --moe-top-k 2 --moe-route-scale 2
+    )
+    ;;
+dense-1) MODEL_FLAGS+=(--moe-freq 0) ;;
+dense_wide-1) MODEL_FLAGS+=(--moe-freq 0 --encoder-ffn-embed-dim 2048 --decoder-ffn-embed-dim 2048) ;;
+*) fail "SYSTEM=$SYSTEM: no such system" 2 ;;
+esac
