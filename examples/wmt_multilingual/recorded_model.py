@@ -58,7 +58,7 @@ def task_gates(checkpoint: Path, families: Families) -> dict[str, dict[str, floa
     return {
         name: describe(task_usage(opened, config, layers), families)
         for name, (config, layers) in moe_stacks(opened).items()
-        if config.table is not None
+        if config.by_task
     }
 
 

@@ -23,8 +23,8 @@ EXPERTS = re.compile(r"\.moe\.(experts|router)\."), re.compile(r"\.tasks\.gates\
 # What two models must have in common that the shapes of their tensors do not tell.
 ALIKE = (
     "taskmoe_langs", "taskmoe_lang_pairs", "taskmoe_groups", "encoder_moe_routing", "decoder_moe_routing", "moe_top_k",
-    "moe_route_scale", "encoder_attention_heads", "decoder_attention_heads", "encoder_normalize_before",
-    "decoder_normalize_before", "activation_fn",
+    "moe_language_experts", "moe_route_scale", "encoder_attention_heads", "decoder_attention_heads",
+    "encoder_normalize_before", "decoder_normalize_before", "activation_fn",
 )  # fmt: skip
 
 

@@ -102,6 +102,11 @@ def _check(checkpoint: Checkpoint, configs: Sequence[StackConfig], pairs: Sequen
         )
     if any(config.restriction is not None for config in configs):
         raise TaskMoEError(f"{path}: is pruned to languages already; give the checkpoint that it was made from")
+    if any(config.language_experts for config in configs):
+        raise TaskMoEError(
+            f"{path}: was trained with --moe-language-experts, so that each language has experts of its own already; "
+            "extract subnets"
+        )
     for pair in pairs:
         if pair not in checkpoint.pairs:
             raise UsageError(f"--lang-pairs {pair}: {path} was not trained on it; it has {','.join(checkpoint.pairs)}")

@@ -82,6 +82,7 @@ def _fresh_gates(config: StackConfig) -> Iterator[tuple[str, Tensor]]:
         tasks = config.build_tasks()
         if tasks is not None:
             yield from ((f"{config.stack}.tasks.{name}", each) for name, each in tasks.state_dict().items())
+        if config.by_task:
             return
         for layer in config.moe_layers:
             gate = LinearGate(config.width, config.experts)

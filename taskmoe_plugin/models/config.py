@@ -42,6 +42,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-threshold", type=float, metavar="T",
         help="a token or a task has as many experts as their probabilities need to sum to T, at most --moe-top-k; "
         "these are their weights as they are (default: all --moe-top-k)")  # fmt: skip
+    add("--moe-language-experts", type=int, metavar="M",
+        help="for token routing: tokens choose among M experts, which the gate of their language chooses (of the "
+        "source in the encoder, of the target in the decoder); a subnet keeps these; 0: all (default: 0)")  # fmt: skip
     add("--moe-route-scale", type=float, metavar="S",
         help="multiply the weights of experts by S; for experts that are 1/k of a dense network's width, "
         "give k (default: 1)")  # fmt: skip
@@ -79,6 +82,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_combine": "outputs",
         "moe_route_scale": 1.0,
         "moe_threshold": 0.0,
+        "moe_language_experts": 0,
         "moe_dense_training": False,
         "moe_expert_ffn_dim": None,
         "encoder_moe_routing": "source",
@@ -208,12 +212,28 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
             "--moe-random-token-priority: without a capacity every token is served; give --moe-capacity-factor, or "
             "leave it out"
         )
-    if args.moe_task_gate == "static" and not routings & set(TASK_ROUTINGS):
+    by_token = "token" in routings
+    if args.moe_language_experts:
+        yield from _problems_of_language_experts(args, by_token)
+    gated = routings & set(TASK_ROUTINGS) or (by_token and args.moe_language_experts)
+    if args.moe_task_gate == "static" and not gated:
         yield "--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing"
     if not 0 <= args.moe_router_jitter < 1:
         yield f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1"
     if args.moe_expert_dropout is not None and not 0 <= args.moe_expert_dropout < 1:
         yield f"--moe-expert-dropout {args.moe_expert_dropout}: give a value from 0 up to 1"
+
+
+def _problems_of_language_experts(args: Namespace, by_token: bool) -> Iterator[str]:
+    experts = args.moe_language_experts
+    name = f"--moe-language-experts {experts}"
+    if not by_token:
+        yield f"{name}: only token routing leaves tokens a choice; leave it out, or choose token routing"
+    if not max(args.moe_top_k, 2) <= experts < args.moe_expert_count:
+        yield (
+            f"{name}: give at least 2 and --moe-top-k, which is {args.moe_top_k}, and fewer than --moe-expert-count, "
+            f"which is {args.moe_expert_count}"
+        )
 
 
 def _problems_of_combining(args: Namespace) -> Iterator[str]:
@@ -263,6 +283,7 @@ def _problems_of_threshold(args: Namespace) -> Iterator[str]:
 def _problems_of_dense_training(args: Namespace) -> Iterator[str]:
     for flag, default in (
         ("combine", "outputs"), ("task_gate", "learned"), ("threshold", 0), ("capacity_factor", 0),
+        ("language_experts", 0),
     ):  # fmt: skip
         if getattr(args, f"moe_{flag}") != default:
             yield (

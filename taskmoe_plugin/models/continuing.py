@@ -20,7 +20,9 @@ from taskmoe_plugin.models.subnet_shape import SubnetShape
 MODEL = "taskmoe_transformer"
 # Flags that change what a weight is or does: of each stack, and of its MoE layers.
 DENSE = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
-OF_EXPERTS = ("moe_combine", "moe_expert_count", "moe_top_k", "moe_threshold", "moe_route_scale")
+OF_EXPERTS = (
+    "moe_combine", "moe_expert_count", "moe_top_k", "moe_threshold", "moe_route_scale", "moe_language_experts",
+)  # fmt: skip
 
 
 def check_languages(given: str, trained: str, name: str = "the checkpoint") -> None:

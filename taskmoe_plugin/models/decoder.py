@@ -51,7 +51,6 @@ class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
         self.prepare(cfg, "decoder")
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn)
         self.build_tasks()
-        self.restricted = self.moe_config.build_restricted()
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         index = self.next_layer()

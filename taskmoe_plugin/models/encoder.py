@@ -22,7 +22,6 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
         self.prepare(cfg, "encoder")
         super().__init__(cfg, dictionary, embed_tokens, return_fc)
         self.build_tasks()
-        self.restricted = self.moe_config.build_restricted()
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         index = self.next_layer()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from taskmoe_plugin.models.layers import RoutedLayer, StackLayer
 from taskmoe_plugin.models.low_rank import LowRank
-from taskmoe_plugin.models.restricted_rows import RestrictedRows
 from taskmoe_plugin.models.stack import StackConfig
+from taskmoe_plugin.models.task_candidates import TaskCandidates
 from taskmoe_plugin.models.task_router import TaskRouter
 from taskmoe_plugin.moe import FeedForward, GateRecord, Languages, MoELayer, Routing, Tokens
 
@@ -42,15 +42,13 @@ class RoutedStack:
 
     Attributes:
         moe_config: the stack's flags.
-        tasks: routes the batch; None where no layer routes by task.
-        restricted: tells which experts the tokens of each row may choose; None: any.
+        tasks: routes the batch, or tells which experts its tokens may choose; None where no layer has tasks.
         routed_layers: the Transformer layers that have an MoE layer, in order.
         low_rank: the low-rank language matrices; None where there are none.
     """
 
     moe_config: StackConfig
-    tasks: TaskRouter | None
-    restricted: RestrictedRows | None
+    tasks: TaskRouter | TaskCandidates | None
     low_rank: LowRank | None
     embed_tokens: nn.Embedding
     training: bool
@@ -70,7 +68,7 @@ class RoutedStack:
     def build_tasks(self) -> None:
         """After fairseq's ``__init__``: build the gates of tasks."""
         self.tasks = self.moe_config.build_tasks()
-        if self.tasks is not None and self.moe_config.merge:
+        if isinstance(self.tasks, TaskRouter) and self.tasks.merge:
             # Experts are independent at first, so that the variance of their weighted sum is Σ p² of that of one.
             with torch.no_grad():
                 powers = self.tasks.gates().weights.square().sum(dim=-1).mean(dim=-1)
@@ -110,15 +108,18 @@ class RoutedStack:
             sentence: (B, C), what sentence routing goes by; None: the mean of the row's tokens at the layer's input.
 
         Raises:
-            ValueError: see ``TaskRouter`` and ``RestrictedRows``.
+            ValueError: see ``TaskRouter`` and ``TaskCandidates``.
         """
         if filler and self.moe_config.group is not None:
             padding = torch.ones_like(padding)
-        if self.tasks is None:
-            count = len(self.routed_layers)
-            task = None if self.restricted is None else self.restricted(src_lang_id, tgt_lang_id)
-            tokens = Tokens.from_padding(padding, sentence=sentence, task=task) if count else None
-            return StackRouting([tokens] * count if tokens else [], None)
+        if not self.routed_layers:
+            return StackRouting([], None)
+        if not isinstance(self.tasks, TaskRouter):
+            tokens = Tokens.from_padding(padding, sentence=sentence)
+            if self.tasks is None:
+                return StackRouting([tokens] * len(self.routed_layers), None)
+            candidates = self.tasks(src_lang_id, tgt_lang_id)
+            return StackRouting([replace(tokens, candidates=each) for each in candidates], None)
         batch = self.tasks(padding, src_lang_id, tgt_lang_id)
         task = batch.only_task
         if self.training or task is None or self.moe_config.group is not None:
@@ -171,5 +172,5 @@ class RoutedStack:
 
     def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], int]) -> None:
         """Tell the gates of tasks the tokens of each (source language id, target language id)."""
-        if self.tasks is not None:
+        if isinstance(self.tasks, TaskRouter):
             self.tasks.set_training_tokens(pair_tokens)

@@ -12,14 +12,14 @@ from typing import Any
 
 from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
-from torch import Tensor
 
 from taskmoe_plugin.models.low_rank import LowRank
-from taskmoe_plugin.models.restricted_rows import RestrictedRows, allowed_experts
 from taskmoe_plugin.models.subnet_shape import Restriction, SubnetShape
+from taskmoe_plugin.models.task_candidates import TaskCandidates
 from taskmoe_plugin.models.task_router import TaskRouter
 from taskmoe_plugin.models.task_table import TASK_ROUTINGS, TaskTable
 from taskmoe_plugin.moe import (
+    Candidates,
     Choice,
     Experts,
     FixedTaskGates,
@@ -34,10 +34,15 @@ from taskmoe_plugin.parallel.exchange import AllToAllDispatcher
 from taskmoe_plugin.parallel.gradients import mark_as_spread
 from taskmoe_plugin.parallel.group import ExpertGroup
 
+# By which language the tokens of a stack choose among some of the experts.
+LANGUAGE = {"encoder": "source", "decoder": "target"}
 
-def _task_table(args: Namespace, routing: str) -> TaskTable:
+
+def _task_table(args: Namespace, by: str, restriction: Restriction | None) -> TaskTable | None:
     langs, pairs = args.taskmoe_langs.split(","), args.taskmoe_lang_pairs.split(",")
-    return TaskTable.build(routing, langs, pairs, json.loads(args.taskmoe_groups))
+    if restriction is not None:
+        return restriction.table(langs)
+    return TaskTable.build(by, langs, pairs, json.loads(args.taskmoe_groups)) if by in TASK_ROUTINGS else None
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class StackConfig:
         merge: whether a task's experts are merged to one network.
         choice: how tasks, sentences or tokens choose them.
         grad_scale: what gradients of experts are multiplied by.
+        language_experts: M, among how many experts the tokens of a language choose; 0: all.
         langs: all languages, in the order of their ids.
-        table: the tasks; None where no layer routes by task.
+        table: the tasks; None where no layer routes by task, or by token among the experts of a task.
         shape: what is left of the stack; None for a model that has all its experts.
         low_rank: rank of the language matrices; 0: there are none.
         processes: over how many processes the experts are spread; 1: every process has all of them.
@@ -78,6 +84,7 @@ class StackConfig:
     capacity_factor: float
     eval_capacity_factor: float
     random_priority: bool
+    language_experts: int
     langs: tuple[str, ...]
     table: TaskTable | None
     shape: SubnetShape | None
@@ -93,8 +100,12 @@ class StackConfig:
             stack: ``encoder`` or ``decoder``.
         """
         routing, freq = getattr(args, f"{stack}_moe_routing"), getattr(args, f"{stack}_moe_freq")
-        by_task = 0 < freq <= getattr(args, f"{stack}_layers") and routing in TASK_ROUTINGS
-        token = routing == "token"
+        routed, token = 0 < freq <= getattr(args, f"{stack}_layers"), routing == "token"
+        by_task = routed and routing in TASK_ROUTINGS
+        shape = SubnetShape.of(args, stack)
+        restriction = shape.restriction if shape else None
+        # Older checkpoints do not have all flags.
+        language_experts = getattr(args, "moe_language_experts", 0) if routed and token else 0
         expert_dropout = args.moe_expert_dropout
         if expert_dropout is None:
             expert_dropout = args.activation_dropout or getattr(args, "relu_dropout", 0.0) or 0.0
@@ -111,7 +122,7 @@ class StackConfig:
             expert_dropout=expert_dropout,
             expert_bits=getattr(args, "moe_expert_bits", None),
             grad_scale=getattr(args, "moe_expert_grad_scale", 1.0),
-            static=by_task and args.moe_task_gate == "static",
+            static=(by_task or language_experts > 0) and args.moe_task_gate == "static",
             merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
             choice=Choice(
                 getattr(args, "moe_route_scale", 1.0),
@@ -122,10 +133,10 @@ class StackConfig:
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
             random_priority=getattr(args, "moe_random_token_priority", False),
+            language_experts=language_experts,
             langs=tuple(args.taskmoe_langs.split(",")),
-            table=_task_table(args, routing) if by_task else None,
-            shape=SubnetShape.of(args, stack),
-            # Checkpoints of models without it need not know the flag.
+            table=_task_table(args, LANGUAGE[stack] if language_experts else routing, restriction) if routed else None,
+            shape=shape,
             low_rank=getattr(args, "task_low_rank", 0),
             processes=getattr(args, "taskmoe_processes", 1),
         )
@@ -134,6 +145,16 @@ class StackConfig:
     def group(self) -> ExpertGroup | None:
         """The processes over which the experts are spread; None if every process has all of them."""
         return ExpertGroup(distributed_utils.get_data_parallel_group()) if self.processes > 1 else None
+
+    @property
+    def by_task(self) -> bool:
+        """Whether it routes by task."""
+        return self.table is not None and self.routing in TASK_ROUTINGS
+
+    @property
+    def task_experts(self) -> int:
+        """How many experts a task has, all of which its tokens use, or among which they choose."""
+        return self.language_experts or self.top_k
 
     @property
     def moe_layers(self) -> list[int]:
@@ -164,9 +185,9 @@ class StackConfig:
         """A freshly initialised MoE layer, layer ``index`` of the stack."""
         count, group = self.expert_count(index), self.group
         router: SentenceRouter | TokenRouter | None = None
-        if self.table is None:
-            gate = self.width, count, self.top_k, self.jitter, self.choice
-            router = SentenceRouter(*gate) if self.routing == "sentence" else TokenRouter(*gate, self._allowed(index))
+        if not self.by_task:
+            kind = SentenceRouter if self.routing == "sentence" else TokenRouter
+            router = kind(self.width, count, self.top_k, self.jitter, self.choice)
         activation = utils.get_activation_fn(self.activation)
         held = None if group is None else group.held(count)
         # The outputs of K experts that are independent at first, times scale / K each, have scale / √K of the size of
@@ -183,18 +204,10 @@ class StackConfig:
         capacity = self.capacity_factor, self.eval_capacity_factor
         return MoELayer(count, experts, router, *capacity, dispatcher, self.random_priority)
 
-    def _allowed(self, index: int) -> Tensor | None:
-        restriction = self.restriction
-        return None if restriction is None else allowed_experts(restriction.allowed[index], self.expert_count(index))
-
     @property
     def restriction(self) -> Restriction | None:
-        """Which experts the tokens of each language may choose; None: any."""
+        """Which experts the tokens of each language are left with where the model was pruned; None: it was not."""
         return self.shape.restriction if self.shape else None
-
-    def build_restricted(self) -> RestrictedRows | None:
-        """Tells the languages that are restricted; None if none is."""
-        return None if self.restriction is None else RestrictedRows(self.restriction.table(self.langs))
 
     def build_low_rank(self) -> LowRank | None:
         """What gives the stack's layers low-rank language matrices; None if they have none."""
@@ -203,21 +216,27 @@ class StackConfig:
     def build_gates(self) -> TaskGates | MergingTaskGates | FixedTaskGates:
         """Freshly initialised gates of tasks; those of a subnet get their table from the checkpoint."""
         assert self.table is not None
-        layers, tasks = len(self.moe_layers), len(self.table.names)
+        if self.restriction is not None:
+            return self.restriction.gates(self.moe_layers, self.experts)
+        layers, tasks, k = len(self.moe_layers), len(self.table.names), self.task_experts
+        # Where tokens choose among a task's experts, it is their choice that the flags are about.
+        choice, ahead = (self.choice, TaskGates.HEAD_START) if self.by_task else (Choice(), Candidates.HEAD_START)
         if self.shape is not None and self.shape.experts:
-            return FixedTaskGates(layers, tasks, self.experts, self.top_k, sparse=self.choice.threshold > 0)
+            return FixedTaskGates(layers, tasks, self.experts, k, sparse=choice.threshold > 0)
         if self.merge:
-            return MergingTaskGates(layers, tasks, self.experts, self.top_k)
+            return MergingTaskGates(layers, tasks, self.experts, k)
         if self.static:
-            return StaticTaskGates(layers, tasks, self.experts, self.top_k, self.choice.scale)
+            return StaticTaskGates(layers, tasks, self.experts, k, choice.scale)
         # Noise of its own for each stack.
         seed = int(self.stack == "decoder")
-        sizes = layers, tasks, self.width, self.experts, self.top_k
-        return TaskGates(*sizes, self.jitter, seed, self.choice)
+        return TaskGates(layers, tasks, self.width, self.experts, k, self.jitter, seed, choice, ahead)
 
-    def build_tasks(self) -> TaskRouter | None:
-        """The tasks of the stack with freshly initialised gates; None if it does not route by task."""
+    def build_tasks(self) -> TaskRouter | TaskCandidates | None:
+        """The tasks of the stack with freshly initialised gates; None if it has none."""
         if self.table is None:
             return None
         counts = [self.expert_count(index) for index in self.moe_layers]
-        return TaskRouter(self.table, self.build_gates(), counts, self.group, self.merge)
+        gates = self.build_gates()
+        if self.by_task:
+            return TaskRouter(self.table, gates, counts, self.group, self.merge)
+        return TaskCandidates(self.table, gates, counts)

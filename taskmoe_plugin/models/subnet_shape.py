@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.models.task_table import TaskTable
+from taskmoe_plugin.moe import FixedTaskGates
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,22 @@ class Restriction:
             langs: all languages, in the order of their ids.
         """
         return TaskTable.build(self.by, langs, self.pairs)
+
+    def gates(self, layers: Sequence[int], experts: int) -> FixedTaskGates:
+        """Gates of the tasks, each of which has its experts with equal weights; checkpoints have no tensors of them.
+
+        Args:
+            layers: the MoE layers.
+            experts: E, at least as many as any of them has.
+        """
+        allowed = [self.allowed[layer] for layer in layers]
+        most = max(len(own) for tasks in allowed for own in tasks)
+        gates = FixedTaskGates(len(allowed), len(allowed[0]), experts, most, sparse=True, persistent=False)
+        for layer, tasks in enumerate(allowed):
+            for task, own in enumerate(tasks):
+                gates.experts[layer, task, : len(own)] = torch.tensor(own)
+                gates.weights[layer, task, : len(own)] = 1 / len(own)
+        return gates
 
     def experts_of(self, layer: int, pairs: Iterable[str], langs: Sequence[str]) -> tuple[int, ...]:
         """The experts of a layer that any of some pairs may choose, ascending."""

@@ -170,11 +170,11 @@ class TaskMoETransformerModel(TransformerModel):
             if config.table is None or config.shape is not None:
                 continue
             tasks = len(config.table.names)
-            idle = config.experts - tasks * config.top_k
+            idle = config.experts - tasks * config.task_experts
             if idle > 0:
                 logger.warning(
-                    f"--moe-expert-count {config.experts}: the {name} has {tasks} tasks with {config.top_k} experts "
-                    f"each, so that {idle} experts of each layer are never used"
+                    f"--moe-expert-count {config.experts}: the {name} has {tasks} tasks with {config.task_experts} "
+                    f"experts each, so that {idle} experts of each layer are never used"
                 )
 
     def check_pair(self, source: str, target: str) -> None:
@@ -182,17 +182,18 @@ class TaskMoETransformerModel(TransformerModel):
         langs = self.args.taskmoe_langs.split(",")
         ids = langs.index(source) + 1, langs.index(target) + 1
         for name, stack in zip(STACKS, (self.encoder, self.decoder)):
-            if stack.tasks is not None and stack.tasks.lookup[ids] < 0:
-                raise UsageError(
-                    f"--source-lang {source} --target-lang {target}: the {name}'s {stack.moe_config.routing} routing "
-                    f"knows only the pairs it was trained on: {self.args.taskmoe_lang_pairs}"
-                )
+            if stack.tasks is None or stack.tasks.lookup[ids] >= 0:
+                continue
             restriction = stack.moe_config.restriction
-            if restriction is not None and restriction.table(langs).lookup[ids] < 0:
+            if restriction is not None:
                 raise UsageError(
                     f"--source-lang {source} --target-lang {target}: the {name} was pruned to the experts of other "
                     f"pairs: {','.join(restriction.pairs)}"
                 )
+            raise UsageError(
+                f"--source-lang {source} --target-lang {target}: the {name}'s {stack.moe_config.routing} routing "
+                f"knows only the pairs it was trained on: {self.args.taskmoe_lang_pairs}"
+            )
         if self.args.task_low_rank:
             seen = zip(*map(split_pair, self.args.taskmoe_lang_pairs.split(",")))
             for flag, lang, known in zip(("--source-lang", "--target-lang"), (source, target), seen):

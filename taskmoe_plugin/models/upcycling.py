@@ -45,10 +45,15 @@ class StackUpcycling:
                 f"--moe-expert-ffn-dim {config.ffn_dim}: the {config.stack} has dense networks of width {dense_width}; "
                 f"give {dense_width} for experts that are copies{also}"
             )
-        if slices > 1 and config.table is None and experts % slices:
+        if slices > 1 and not config.by_task and experts % slices:
             raise UsageError(
                 f"--moe-expert-count {experts}: {config.routing} routing with slices needs as many experts for each of "
                 f"the {slices} slices (--moe-top-k); give a multiple of {slices}"
+            )
+        if slices > 1 and config.language_experts:
+            raise UsageError(
+                f"--moe-language-experts {config.language_experts}: leaves tokens without experts of some slices; "
+                f"leave it out, or give --moe-expert-ffn-dim {dense_width} for experts that are copies"
             )
         if config.choice.threshold:
             raise UsageError(
@@ -66,8 +71,8 @@ class StackUpcycling:
                 "--moe-top-k above 1; leave it out, or make them so"
             )
         total = 1.0 if config.merge else config.choice.scale
-        if k == 1 and config.table is None:
-            total /= experts
+        if k == 1 and not config.by_task:
+            total /= config.language_experts or experts
         return cls(config, Upcycling(experts, k, slices, total))
 
     @property

@@ -6,6 +6,7 @@ token, U units that choose together (tasks, sentences or tokens), L MoE layers o
 padding, A assignments (token, expert), W processes.
 """
 
+from taskmoe_plugin.moe.candidates import Candidates
 from taskmoe_plugin.moe.dispatch import (
     Assignments,
     Dispatched,
@@ -52,6 +53,7 @@ from taskmoe_plugin.moe.usage import Usage, count_usage, counted_usage
 
 __all__ = [
     "Assignments",
+    "Candidates",
     "Choice",
     "CurrentLanguages",
     "Dispatched",

@@ -45,7 +45,8 @@ class Gates:
     @property
     def shares(self) -> Tensor:
         """(…, U, E) fp32, the weights of all experts, 0 for those that are not chosen."""
-        return torch.zeros_like(self.probs).scatter(-1, self.experts, self.weights)
+        # A choice that is none may name an expert that another one names.
+        return torch.zeros_like(self.probs).scatter_add(-1, self.experts, self.weights)
 
     def layers(self) -> list[Gates]:
         """The gates of each of L layers, where all four tensors have L as their first dimension."""
@@ -165,7 +166,7 @@ class TaskGates(nn.Module):
     The gates of all L layers of a stack are one module, for they depend on nothing that a layer computes: logits
     (L, U, E) = embedding (L, U, M) · weight (L, E, M)ᵀ / M + head start.
 
-    Every task begins with the experts that are dealt to it, ``HEAD_START`` ahead of the others and of nearly equal
+    Every task begins with the experts that are dealt to it, a head start ahead of the others and of nearly equal
     weights. From there the gate learns slowly: its scores are divided by M, the width of the embedding, for Adam moves
     each weight by about the learning rate, and would move their sum by M times that. Gates that move faster converge to
     one expert of the k, or exchange experts before these have learnt anything.
@@ -183,6 +184,7 @@ class TaskGates(nn.Module):
             nothing but the number of updates and ``seed``: all processes have the same, and count the same assignments.
         seed: tells the noise of one stack from that of another.
         choice: how tasks choose. With dense training there is no head start.
+        ahead: the head start.
     """
 
     HEAD_START = 2.0
@@ -198,6 +200,7 @@ class TaskGates(nn.Module):
         jitter: float = 0.0,
         seed: int = 0,
         choice: Choice | None = None,
+        ahead: float = HEAD_START,
     ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
@@ -209,7 +212,7 @@ class TaskGates(nn.Module):
         self.embedding = nn.Parameter(torch.randn(layers, tasks, width))
         self.weight = nn.Parameter(_truncated_normal((layers, experts, width), std=1.0))
         dealt = deal(tasks, experts, top_k)
-        ahead = 0.0 if self.choice.dense_training else self.HEAD_START
+        ahead = 0.0 if self.choice.dense_training else ahead
         self.register_buffer("head_start", torch.zeros(tasks, experts).scatter(1, dealt, ahead))
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -273,18 +276,21 @@ class FixedTaskGates(nn.Module):
         experts: E.
         top_k: K.
         sparse: whether some tasks have fewer, see ``Gates``.
+        persistent: whether checkpoints have them.
     """
 
     experts: Tensor
     weights: Tensor
 
-    def __init__(self, layers: int, tasks: int, experts: int, top_k: int, sparse: bool = False) -> None:
+    def __init__(
+        self, layers: int, tasks: int, experts: int, top_k: int, sparse: bool = False, persistent: bool = True
+    ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.num_experts = experts
         self.sparse = sparse
-        self.register_buffer("experts", torch.zeros(layers, tasks, top_k, dtype=torch.int64))
-        self.register_buffer("weights", torch.zeros(layers, tasks, top_k))
+        self.register_buffer("experts", torch.zeros(layers, tasks, top_k, dtype=torch.int64), persistent)
+        self.register_buffer("weights", torch.zeros(layers, tasks, top_k), persistent)
 
     def forward(self) -> Gates:
         """The gates of all tasks in all layers, (L, U, …)."""

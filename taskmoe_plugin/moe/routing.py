@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -154,30 +153,13 @@ class TokenRouter(_LinearRouter):
         top_k: K.
         jitter: see ``LinearGate``.
         choice: how tokens choose.
-        allowed: (U, E) bool, the experts that the tokens of each task may choose, at least K for each; None: all.
     """
-
-    allowed: Tensor | None
-
-    def __init__(
-        self,
-        width: int,
-        experts: int,
-        top_k: int,
-        jitter: float = 0.0,
-        choice: Choice | None = None,
-        allowed: Tensor | None = None,
-    ) -> None:
-        super().__init__(width, experts, top_k, jitter, choice)
-        self.register_buffer("allowed", allowed, persistent=False)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Routing:
         """Route flattened activations ``x`` (T·B, C)."""
         logits = self.gate(tokens.take(x))
-        if self.allowed is not None:
-            assert tokens.task is not None
-            allowed = self.allowed.index_select(0, tokens.task.index_select(0, tokens.row))
-            logits = logits.masked_fill(allowed.logical_not(), -math.inf)
+        if tokens.candidates is not None:
+            logits = tokens.candidates.restrict(logits, tokens.row)
         gates = self.choose(logits)
         count = tokens.row.numel()
         share = torch.full((count,), 1.0 / max(count, 1), device=x.device)

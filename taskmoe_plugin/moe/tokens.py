@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taskmoe_plugin.moe.candidates import Candidates
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -17,14 +19,14 @@ class Tokens:
         index: (N,) int64, the place of each token among the T·B flattened ones; None when there is no padding.
         rows: B, the number of rows.
         sentence: (B, C), what a sentence router routes by; None: the mean of the row's tokens at the layer's input.
-        task: (B,) int64, the task of each row, by which a token router may restrict the choice.
+        candidates: the experts that they may choose in the layer that they are routed by; None: any.
     """
 
     row: Tensor
     index: Tensor | None
     rows: int
     sentence: Tensor | None = None
-    task: Tensor | None = None
+    candidates: Candidates | None = None
 
     @classmethod
     def from_padding(
@@ -32,7 +34,6 @@ class Tokens:
         padding: Tensor,
         count: int | None = None,
         sentence: Tensor | None = None,
-        task: Tensor | None = None,
     ) -> Tokens:
         """Build from a padding mask.
 
@@ -40,7 +41,6 @@ class Tokens:
             padding: (B, T) bool, True at padding (the layout of fairseq's masks).
             count: N, where the host knows it; otherwise a GPU must be waited for.
             sentence: (B, C), see ``sentence``.
-            task: (B,), see ``task``.
         """
         batch, length = padding.shape
         row = torch.arange(batch, device=padding.device).repeat(length)
@@ -48,9 +48,9 @@ class Tokens:
         if count is None:
             count = int(kept.sum())
         if count == kept.numel():
-            return cls(row, None, batch, sentence, task)
+            return cls(row, None, batch, sentence)
         index = _nonzero(kept, count)
-        return cls(row.index_select(0, index), index, batch, sentence, task)
+        return cls(row.index_select(0, index), index, batch, sentence)
 
     @property
     def device(self) -> torch.device:

@@ -47,6 +47,8 @@ def measured_usage(
             total[:, list(config.held_experts(index))] += found
     by_layer = iter(totals)
     return [
-        StackUsage(config, tuple(pairs), {index: Usage.of_counts(next(by_layer), config.top_k) for index in indices})
+        StackUsage(
+            config, tuple(pairs), {index: Usage.of_counts(next(by_layer), config.top_k) for index in indices}, True
+        )
         for config, indices in stacks.values()
     ]

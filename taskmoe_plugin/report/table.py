@@ -24,12 +24,14 @@ def summary(report: Report) -> str:
 
 
 def _experts(usage: StackUsage) -> str:
-    header = ["pair" if usage.config.table is None else "task", *(f"layer {layer}" for layer in usage.layers)]
+    header = ["pair" if usage.measured else "task", *(f"layer {layer}" for layer in usage.layers)]
     rows = [
         [task, *(_cell(layer.weight[row]) for layer in usage.layers.values())] for row, task in enumerate(usage.tasks)
     ]
-    most = f"the {SHOWN} experts with most weight" if usage.config.top_k > SHOWN or usage.config.table is None else ""
-    title = f"{usage.stack}, routed by {usage.config.routing}: {most or 'experts'} (mean weight)"
+    config = usage.config
+    most = f"the {SHOWN} experts with most weight" if usage.measured or config.task_experts > SHOWN else "experts"
+    whose = "mean weight" if usage.measured or config.by_task else "weight, of those that tokens choose among"
+    title = f"{usage.stack}, routed by {config.routing}: {most} ({whose})"
     return f"{title}\n{columns(header, rows, left=len(header))}"
 
 

@@ -20,13 +20,15 @@ class StackUsage:
 
     Attributes:
         config: the stack.
-        tasks: the tasks; where the stack routes by sentence or token, the language pairs.
+        tasks: the tasks; where it was measured, the language pairs.
         layers: the usage of each MoE layer, by the layer's index counted from 0.
+        measured: whether it was counted on data, rather than read from the gates.
     """
 
     config: StackConfig
     tasks: tuple[str, ...]
     layers: dict[int, Usage]
+    measured: bool = False
 
     @property
     def stack(self) -> str:
@@ -59,7 +61,10 @@ def moe_stacks(checkpoint: Checkpoint) -> dict[str, tuple[StackConfig, list[int]
 
 
 def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -> StackUsage:
-    """The usage of a stack that routes by task.
+    """The usage of a stack that has tasks.
+
+    Where it routes by token among the experts of a task, it is that of tokens which prefer none of these, and all tasks
+    count the same.
 
     Args:
         checkpoint: the model.
@@ -70,7 +75,11 @@ def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -
         TaskMoEError: a router's tensors are missing.
     """
     assert config.table is not None
-    share = checkpoint.tensors.tensor(f"{config.stack}.tasks.share").float()
+    if config.by_task:
+        share = checkpoint.tensors.tensor(f"{config.stack}.tasks.share").float()
+    else:
+        share = torch.ones(len(config.table.names))
+    by_weight = config.merge or not config.by_task
     tables = task_tables(checkpoint.tensors, config)
-    usage = {layer: Usage.of_table(gates, share, config.merge) for layer, gates in tables.items()}
+    usage = {layer: Usage.of_table(gates, share, by_weight) for layer, gates in tables.items()}
     return StackUsage(config, config.table.names, usage)

@@ -15,7 +15,7 @@ from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.subnet_shape import SubnetShape
-from taskmoe_plugin.models.task_table import split_pair
+from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.moe import Gates
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.gates import task_tables
@@ -28,7 +28,7 @@ class StackForm(Enum):
     FOLDED = "folded"  # the experts of the one task become one feed-forward network
     ROUTED = "routed"  # the experts of several tasks are kept, and which task uses which; if merged, one for each task
     WHOLE = "whole"  # it routes by sentence or token, and keeps all experts
-    PRUNED = "pruned"  # it routes by token among some experts of each language, and keeps those of the pairs
+    PRUNED = "pruned"  # it routes by token among some experts of each task, and keeps those of the pairs
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StackPlan:
         layers: number of layers.
         moe_layers: indices of its MoE layers.
         pairs: the pairs that the subnet translates.
-        gates: for each MoE layer that routes by task, the gates of the kept tasks, U = len(tasks).
+        gates: for each MoE layer of a stack that has tasks, the gates of the kept ones, U = len(tasks).
         tasks: names of the kept tasks; those of ``table_args``.
         task: the place in ``tasks`` of each pair's task.
     """
@@ -57,9 +57,6 @@ class StackPlan:
 
     def kept_experts(self, layer: int) -> tuple[int, ...]:
         """The experts that an MoE layer keeps, by their places in the full model, ascending; merged: the tasks."""
-        restriction = self.config.restriction
-        if restriction is not None:
-            return restriction.experts_of(layer, self.pairs, self.config.langs)
         if self.form is StackForm.WHOLE:
             return tuple(range(self.config.expert_count(layer)))
         if self.config.merge:
@@ -162,8 +159,7 @@ def _check_pair(checkpoint: Checkpoint, pair: str) -> None:
             raise TaskMoEError(f"{where} does not know the language {lang}; it was trained on {trained}")
     for stack in STACKS:
         config = StackConfig.from_args(checkpoint.args, stack)
-        table = config.table if config.restriction is None else config.restriction.table(checkpoint.langs)
-        if config.moe_layers and table is not None and table.lookup[_ids(checkpoint.langs, pair)] < 0:
+        if config.table is not None and config.table.lookup[_ids(checkpoint.langs, pair)] < 0:
             raise TaskMoEError(
                 f"{where} has no experts for it in the {stack}, which routes by {config.routing}; it was trained on "
                 f"{trained}"
@@ -177,23 +173,29 @@ def _check_pair(checkpoint: Checkpoint, pair: str) -> None:
 def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> StackPlan:
     config = StackConfig.from_args(checkpoint.args, stack)
     layers, moe_layers = config.layers, config.moe_layers
-    if config.table is None or not moe_layers:
-        form = (
-            StackForm.DENSE if not moe_layers else StackForm.WHOLE if config.restriction is None else StackForm.PRUNED
-        )
+    if config.table is None:
+        form = StackForm.WHOLE if moe_layers else StackForm.DENSE
         return StackPlan(config, form, layers, moe_layers, tuple(pairs), {}, (), {})
-    kept = StackConfig.from_args(args_for(checkpoint.args, pairs), stack).table
-    assert kept is not None
+    kept = _table_of(checkpoint, config, pairs)
     rows = [config.table.names.index(name) for name in kept.names]
     tables = task_tables(checkpoint.tensors, config)
     gates = {layer: _rows(table, rows) for layer, table in tables.items()}
-    if config.choice.threshold:
+    if any(table.sparse for table in tables.values()):
         gates = {layer: _chosen(*table) for layer, table in gates.items()}
     task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
     # Where low-rank matrices are kept, every feed-forward network without experts has some, and experts have none.
     folds = len(kept.names) == 1 and (len(pairs) == 1 or not config.low_rank)
-    form = StackForm.FOLDED if folds else StackForm.ROUTED
+    form = StackForm.PRUNED if not config.by_task else StackForm.FOLDED if folds else StackForm.ROUTED
     return StackPlan(config, form, layers, moe_layers, tuple(pairs), gates, kept.names, task)
+
+
+def _table_of(checkpoint: Checkpoint, config: StackConfig, pairs: Sequence[str]) -> TaskTable:
+    """The tasks of some pairs, as the stack of a subnet has them."""
+    if config.restriction is not None:
+        return config.restriction.without(pairs, config.langs).table(config.langs)
+    table = StackConfig.from_args(args_for(checkpoint.args, pairs), config.stack).table
+    assert table is not None
+    return table
 
 
 def args_for(args: Namespace, pairs: Sequence[str]) -> Namespace:

@@ -167,7 +167,7 @@ def _recipes(
             for part in PARTS:
                 make = partial(_dense_part, stack, layer, part, widths.get(name))
                 yield f"{name}.layers.{layer}.{part}", Recipe(shapes[part], make)
-        if stack.form is StackForm.ROUTED:
+        if stack.form in (StackForm.ROUTED, StackForm.PRUNED) and stack.config.restriction is None:
             yield from _gates(tensors, stack)
 
 
@@ -240,7 +240,8 @@ def _gates(tensors: MappedTensors, stack: StackPlan) -> Iterator[tuple[str, Reci
     assert stack.config.table is not None
     prefix = f"{stack.config.stack}.tasks."
     rows = [stack.config.table.names.index(task) for task in stack.tasks]
-    yield prefix + "share", _constant(tensors.tensor(prefix + "share")[rows])
+    if stack.config.by_task:
+        yield prefix + "share", _constant(tensors.tensor(prefix + "share")[rows])
     if stack.config.merge:
         # Each task has an expert of its own.
         shape = len(stack.moe_layers), len(stack.tasks), 1

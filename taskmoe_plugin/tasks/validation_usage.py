@@ -45,7 +45,7 @@ class ValidationUsage:
             model: the model.
             pair: (B,) int64, the place of each row's pair in ``pairs``.
         """
-        counted = [name for name in STACKS if getattr(model, name).tasks is None]
+        counted = [name for name in STACKS if not getattr(model, name).moe_config.by_task]
         layers = [layer for name in counted for layer in getattr(model, name).moe_layers]
         found: dict[str, Tensor] = {}
         with counted_usage(layers, pair, len(self.pairs)) as sums:
@@ -79,7 +79,7 @@ class ValidationUsage:
         self._writer = self._writer or progress_bar.SummaryWriter(str(self.directory))
         for name in STACKS:
             stack = getattr(model, name)
-            tasks = self.pairs if stack.tasks is None else stack.tasks.table.names
+            tasks = stack.tasks.table.names if stack.moe_config.by_task else self.pairs
             for index, usage in zip(stack.moe_config.moe_layers, _usages(stack, counts.get(f"{name}_usage", ()))):
                 for task, weight in zip(tasks, usage.weight.tolist()):
                     self._write_histogram(f"{name}_layer_{index}/{task}", weight, step)
@@ -101,7 +101,7 @@ class ValidationUsage:
 
 
 def _usages(stack: Any, counts: Iterable[Tensor]) -> list[Usage]:
-    if stack.tasks is None:
+    if not stack.moe_config.by_task:
         return [Usage.of_counts(each, stack.moe_config.top_k) for each in counts]
     with torch.no_grad():
         return [Usage.of_table(gates, stack.tasks.share, stack.tasks.merge) for gates in stack.tasks.gates().layers()]

@@ -73,6 +73,13 @@ def test_copies_may_be_trained_all_at_once(dense: Path, tmp_path: Path) -> None:
     assert_same_function(model.train(), build_model("transformer", **SHARED))
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_tokens_may_choose_among_copies_that_their_language_has(dense: Path, tmp_path: Path, k: int) -> None:
+    flags = ("--encoder-moe-routing", "token", "--decoder-moe-routing", "token", "--moe-language-experts", 3)
+    model = upcycle(dense, tmp_path / "a.pt", *flags, "--moe-top-k", k, "--copies")
+    assert_same_function(model, build_model("transformer", **SHARED), ROUNDING[k])
+
+
 def test_the_experts_of_a_block_have_the_slice_of_the_block(dense: Path, tmp_path: Path) -> None:
     experts = upcycle(dense, tmp_path / "a.pt", "--moe-expert-count", 5, "--moe-top-k", 2).decoder.layers[1].moe.experts
     before = load(dense)["model"]

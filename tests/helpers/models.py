@@ -27,6 +27,7 @@ COMBINATIONS = (
 ROUTED = (
     *({"encoder_moe_routing": encoder, "decoder_moe_routing": decoder} for encoder, decoder in COMBINATIONS),
     {"moe_combine": "weights"},
+    {"moe_language_experts": 3, "encoder_moe_routing": "token", "decoder_moe_routing": "token"},
     {"moe_dense_training": True, "encoder_moe_routing": "target", "decoder_moe_routing": "token"},
     {"moe_combine": "weights", "moe_top_k": 2, "encoder_moe_routing": "pair", "decoder_moe_routing": "group"},
 )

@@ -29,6 +29,17 @@ WRONG = [
         {"moe_task_gate": "static", "encoder_moe_routing": "token", "decoder_moe_routing": "sentence"},
         "--moe-task-gate static: no stack routes by task",
     ),
+    ({"moe_language_experts": 4}, "--moe-language-experts 4: only token routing leaves tokens a choice; leave it out"),
+    (
+        {"moe_language_experts": 8, "moe_top_k": 3, "moe_combine": "weights", "encoder_moe_routing": "token"},
+        "--moe-language-experts 8: give at least 2 and --moe-top-k, which is 3, and fewer than --moe-expert-count, "
+        "which is 8; also: --moe-combine weights: merges the experts of a task",
+    ),
+    (
+        {"moe_language_experts": 1, "moe_top_k": 1, "decoder_moe_routing": "token", "moe_dense_training": True},
+        "--moe-language-experts 1: give at least 2 and --moe-top-k, which is 1, and fewer than --moe-expert-count, "
+        "which is 8; also: --moe-dense-training: every token has all experts, which --moe-language-experts is not for",
+    ),
     ({"moe_threshold": 1.5}, "--moe-threshold 1.5: give a value above 0, at most 1"),
     ({"moe_threshold": 0.5, "moe_top_k": 1}, "--moe-threshold 0.5: chooses how many experts up to --moe-top-k"),
     ({"moe_threshold": 0.5, "moe_task_gate": "static"}, "--moe-threshold 0.5: is not supported with --moe-task-gate"),
@@ -138,6 +149,12 @@ def test_a_task_without_language_ids_is_refused(capsys) -> None:
         {"moe_freq": 0, "moe_capacity_factor": 0.0},
         {"moe_expert_count": 1, "moe_top_k": 1},
         {"moe_task_gate": "static", "encoder_moe_routing": "sentence"},
+        {
+            "moe_task_gate": "static",
+            "moe_language_experts": 2,
+            "encoder_moe_routing": "token",
+            "decoder_moe_routing": "token",
+        },
     ],
 )
 def test_flags_that_work_together_are_accepted(flags: dict) -> None:

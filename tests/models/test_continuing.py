@@ -49,6 +49,11 @@ def grouped(path: Path, groups: dict[str, str], **flags: Any) -> Namespace:
         ({"decoder_moe_freq": 0}, {}, ["--decoder-moe-freq 2", "--decoder-moe-freq 0"]),
         ({}, {"moe_task_gate": "static"}, ["--moe-task-gate static", "--moe-task-gate learned"]),
         ({}, {"moe_combine": "weights"}, ["--moe-combine weights", "--moe-combine outputs"]),
+        (
+            {"decoder_moe_routing": "token"},
+            {"decoder_moe_routing": "token", "moe_language_experts": 4},
+            ["--moe-language-experts 4", "--moe-language-experts 0"],
+        ),
         ({}, {"moe_threshold": 0.5}, ["--moe-threshold 0.5", "--moe-threshold 0.0"]),
         ({}, {"moe_route_scale": 2.0}, ["--moe-route-scale 2.0", "--moe-route-scale 1.0"]),
         ({}, {"moe_expert_ffn_dim": 8}, ["--moe-expert-ffn-dim 8", "--moe-expert-ffn-dim 24"]),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.models.subnet_shape import Restriction, SubnetShape
-from taskmoe_plugin.moe import TokenRouter, Tokens
+from taskmoe_plugin.moe import Candidates, TokenRouter, Tokens
 from tests.helpers.models import LANGS, build_model, kept, net_input, rows
 
 PRUNED = ("en-de", "fr-en")
@@ -38,13 +39,17 @@ def pruned():
 
 def test_a_token_chooses_among_the_experts_of_its_task_as_if_there_were_no_others() -> None:
     torch.manual_seed(0)
-    allowed = torch.tensor([[True, False, True, True], [False, True, False, True], [True, True, True, True]])
-    router = TokenRouter(6, 4, 2, allowed=allowed)
+    allowed = ((0, 2, 3), (1, 3))
+    gates = Restriction("pair", PRUNED, {5: allowed}).gates([5], 4)
+    assert not gates.state_dict()
+    router = TokenRouter(6, 4, 2)
     x, task = torch.randn(5 * 3, 6), torch.tensor([1, 0, 2])
-    tokens = Tokens.from_padding(torch.zeros(3, 5, dtype=torch.bool), task=task)
+    candidates = Candidates.of_gates(gates().layers()[0], task, 4)
+    tokens = replace(Tokens.from_padding(torch.zeros(3, 5, dtype=torch.bool)), candidates=candidates)
     routing = router(x, tokens)
     for token in range(5 * 3):
-        own = allowed[task[tokens.row[token]]].nonzero().flatten()
+        # Rows of no task choose among all.
+        own = torch.tensor((*allowed, range(4))[task[tokens.row[token]]])
         weights, places = (router.gate.weight[own] @ x[token]).softmax(dim=0).topk(2)
         assert routing.experts[token].tolist() == own[places].tolist()
         assert torch.allclose(routing.weights[token], weights / weights.sum())

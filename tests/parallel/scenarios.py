@@ -78,6 +78,7 @@ TOKEN, TASK = _routed("token", "token"), _routed("source", "target")
 MERGED = {"moe_combine": "weights"}
 STATIC = {**TASK, "moe_task_gate": "static", "moe_top_k": 1}
 NOISE = {**TASK, "moe_router_jitter": 0.5, "moe_top_k": 1}
+AMONG = {**TOKEN, "moe_language_experts": 3}
 NO_EXPERTS = {**TASK, "encoder_moe_freq": 0, "decoder_moe_freq": 0}
 # Updates on 1, 2, 4 and 1 processes, saved and loaded in between; and on one process all the time.
 RESHARDED = {
@@ -108,7 +109,7 @@ DDP = {
         NO_GATE_LOSS,
         spread=False,
     ),
-    "replicated-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}, NO_GATE_LOSS, spread=False),
+    "replicated-dense-encoder": Scenario((FILLER, HALVES), {**AMONG, "encoder_layers": 1}, NO_GATE_LOSS, spread=False),
     "spread-dense-training": Scenario((EVEN, ONE_TASK, FILLER), {**TASK, "moe_dense_training": True}, CLIPPED),
     "replicated-merged": Scenario((EVEN, ONE_TASK, FILLER, HALVES), {**TASK, **MERGED}, ADAM, spread=False),
     "spread": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, ADAM),
@@ -117,7 +118,7 @@ DDP = {
     "spread-checkpointing": Scenario(
         (ONE_TASK, HALVES, FILLER), {**_routed("sentence", "target"), "checkpoint_activations": True}
     ),
-    "spread-dense-encoder": Scenario((FILLER, HALVES), {**TOKEN, "encoder_layers": 1}),
+    "spread-dense-encoder": Scenario((FILLER, HALVES), {**AMONG, "encoder_layers": 1}),
     "spread-dense-decoder": Scenario((FILLER, HALVES), {**TASK, "decoder_layers": 1}, CLIPPED),
     "low-rank": Scenario((ONE_TASK, HALVES, FILLER), {**NO_EXPERTS, "task_low_rank": 3}, CLIPPED, spread=False),
     "spread-low-rank": Scenario(

@@ -12,6 +12,7 @@ from fairseq import checkpoint_utils
 from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.moe import Gates, Usage, counted_usage
 from taskmoe_plugin.report.content import find_out
+from taskmoe_plugin.report.table import summary
 from taskmoe_plugin.report.usage import StackUsage, moe_stacks, task_usage
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from tests.helpers.corpus import PAIRS, Corpus
@@ -100,6 +101,29 @@ def test_a_stack_that_needs_data_is_left_out_without(corpus: Corpus, mixed: Path
     assert without.left_out == {"encoder": "token"}
     assert [usage.stack for usage in with_data.stacks] == list(STACKS)
     assert not with_data.left_out
+
+
+def test_of_tokens_that_choose_among_experts_of_a_language_it_says_which_these_are(
+    corpus: Corpus, template: Path, tmp_path: Path
+) -> None:
+    flags = (*routing_flags("token", "sentence", tmp_path), "--moe-language-experts", 3)
+    path = write_model(corpus, template, tmp_path / "model.pt", *flags)
+    report = find_out(path, [], "valid", None)
+    [usage], stack = report.stacks, load(path, make_task(corpus)).encoder
+    with torch.no_grad():
+        gates: Gates = stack.tasks.gates().layers()[0]
+    assert usage.tasks == stack.tasks.table.names
+    torch.testing.assert_close(usage.layers[1].weight, gates.shares)
+    assert report.left_out == {"decoder": "sentence"}
+    assert [size.form for size in report.subnets] == ["pruned partial, decoder whole"] * len(PAIRS)
+    lines = summary(report).splitlines()
+    assert lines[0] == "encoder, routed by token: experts (weight, of those that tokens choose among)"
+    assert lines[1].split()[0] == "task"
+    counted = find_out(path, [corpus.bin], "valid", None)
+    assert [usage.tasks for usage in counted.stacks] == [PAIRS, PAIRS]
+    for pair, load_of in zip(PAIRS, counted.stacks[0].layers[1].load):
+        task = stack.tasks.table.names.index(pair.split("-")[0])
+        assert set(load_of.nonzero().flatten().tolist()) <= set(gates.experts[task].tolist())
 
 
 def test_tasks_are_similar_as_far_as_they_share_experts() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from tests.helpers.corpus import LANGS, PAIRS, Corpus
-from tests.helpers.training import generate
+from tests.helpers.training import generate, train
 from tests.subnet.helpers import DEFAULT, UNSHARED, extract, load, rewrite, write_model
 from tests.subnet.stock import assert_equal, stock_fairseq, stock_generate_flags
 
@@ -143,6 +143,50 @@ def test_with_a_threshold_every_pair_has_its_own_width(corpus: Corpus, trained: 
     assert len(widths) > 1
     union = extract(corpus, path, tmp_path, "en-de+fr-en")
     assert_equal(generate(corpus, union / "model.pt", "fr-en").hypotheses, translated)
+
+
+BY_TOKEN = ("--encoder-moe-routing", "token", "--decoder-moe-routing", "token")
+AMONG = (*BY_TOKEN, "--moe-expert-count", 6, "--moe-language-experts", 3, "--moe-freq", 1, *DEFAULT)
+
+
+def test_a_subnet_keeps_the_experts_that_the_tokens_of_its_languages_choose_among(
+    corpus: Corpus, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *AMONG)
+
+    def spread_gates(state: Any) -> None:
+        for stack in ("encoder", "decoder"):
+            state["model"][f"{stack}.tasks.gates.weight"] *= 100
+
+    path = rewrite(path, path, spread_gates)
+    subnet = extract(corpus, path, tmp_path, "fr-en")
+    assert "pruned" in capsys.readouterr().out
+    kept = json.loads((subnet / "subnet.json").read_text())["gates"]
+    before, after = load(path)["model"], load(subnet / "model.pt")["model"]
+    for stack, task in (("encoder", LANGS.index("fr")), ("decoder", LANGS.index("en"))):
+        gates = {name: before[f"{stack}.tasks.gates.{name}"] for name in ("embedding", "weight", "head_start")}
+        for layer in (0, 1):
+            scores = gates["weight"][layer] @ gates["embedding"][layer, task] / 16 + gates["head_start"][task]
+            own = sorted(scores.topk(3).indices.tolist())
+            assert kept[stack][str(layer)] == own
+            for name in ("experts.fc2_weight", "router.gate.weight"):
+                name = f"{stack}.layers.{layer}.moe.{name}"
+                assert torch.equal(after[name], before[name][own])
+    union = extract(corpus, path, tmp_path, "fr-en+de-fr")
+    for pair, model in (("fr-en", subnet), ("de-fr", union)):
+        translated = generate(corpus, model / "model.pt", pair).hypotheses
+        assert_equal(translated, generate(corpus, path, pair).hypotheses)
+    with pytest.raises(SystemExit):
+        generate(corpus, subnet / "model.pt", "en-fr")
+
+
+def test_a_stack_may_choose_among_experts_of_a_language_and_the_other_have_them(corpus: Corpus, tmp_path: Path) -> None:
+    flags = (*DEFAULT, "--encoder-moe-routing", "token", "--moe-language-experts", 2, "--moe-router-jitter", 0.1)
+    train(corpus, tmp_path, *flags, "--max-update", 2, "--no-epoch-checkpoints", "--checkpoint-activations")
+    subnet = extract(corpus, tmp_path / "checkpoint_last.pt", tmp_path, "en-de", "--verify", "all")
+    content = json.loads((subnet / "subnet.json").read_text())
+    assert content["stacks"] == {"encoder": "pruned", "decoder": "folded"}
+    assert content["ffn_dims"] == {"encoder": [24, 24], "decoder": [24, 48]}
 
 
 def test_a_union_knows_no_other_pairs(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
