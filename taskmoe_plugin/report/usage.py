@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,13 @@ def moe_stacks(checkpoint: Checkpoint) -> dict[str, tuple[StackConfig, list[int]
     return found
 
 
+def _numbered(usage: Usage, held: Sequence[int]) -> Usage:
+    """The usage of a layer whose experts, of which a pruned one has not all, keep their numbers."""
+    weight, load = torch.zeros_like(usage.weight), torch.zeros_like(usage.load)
+    weight[:, held], load[:, held] = usage.weight[:, : len(held)], usage.load[:, : len(held)]
+    return Usage(weight, load, usage.share)
+
+
 def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -> StackUsage:
     """The usage of a stack that has tasks.
 
@@ -81,5 +89,8 @@ def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -
         share = torch.ones(len(config.table.names))
     by_weight = config.merge or not config.by_task
     tables = task_tables(checkpoint.tensors, config)
-    usage = {layer: Usage.of_table(gates, share, by_weight) for layer, gates in tables.items()}
+    usage = {
+        layer: _numbered(Usage.of_table(gates, share, by_weight), config.held_experts(layer))
+        for layer, gates in tables.items()
+    }
     return StackUsage(config, config.table.names, usage)

@@ -158,6 +158,11 @@ def test_a_report_names_the_experts_by_their_numbers_in_the_full_model(
         # English comes first by source, and last by target.
         for shares, own in zip(layer["load"], places if stack == "encoder" else places[::-1]):
             assert sum(shares[kept[place]] for place in own) == pytest.approx(1)
+    main(["report", str(path), "--output-dir", str(tmp_path / "without"), "--no-plots"])
+    layer = json.loads((tmp_path / "without" / "report.json").read_text())["stacks"]["decoder"]["layers"]["1"]
+    kept, places = (shapes_of(path)["decoder"][name] for name in ("experts", "restriction"))
+    for weights, own in zip(layer["weight"], places["allowed"]["1"]):
+        assert {kept["1"][place]: 1 / len(own) for place in own} == {n: each for n, each in enumerate(weights) if each}
     subnets = {each["pair"]: each["parameters"] for each in report["parameters"]["subnets"]}
     tensors = load(extract(corpus, path, tmp_path, "fr-en") / "model.pt")["model"]
     unshared = {each.data_ptr(): each.numel() for name, each in tensors.items() if "version" not in name}
