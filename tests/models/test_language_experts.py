@@ -135,3 +135,20 @@ def test_unknown_languages_are_refused() -> None:
         model(**{**inputs, "src_lang_id": None})
     # Of rows without a task, as of a batch of nothing, any expert is a candidate.
     assert len(kept(model(**inputs)[0], inputs)) == 1
+
+
+@pytest.mark.parametrize("amp", [False, True], ids=["fp16", "amp"])
+def test_sets_and_preferences_are_computed_in_full_precision(amp: bool) -> None:
+    model = build_model(**FLAGS).train()
+    batch = net_input(rows())
+    whole = model.encoder.tasks(batch["src_lang_id"], batch["tgt_lang_id"])[0]
+    if not amp:
+        model.half()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+        rounded = model.encoder.tasks(batch["src_lang_id"], batch["tgt_lang_id"])[0]
+        logits, extra = model(**batch)
+    assert torch.equal(rounded.allowed, whole.allowed)
+    torch.testing.assert_close(rounded.preference, whole.preference, atol=0 if amp else 1e-2, rtol=0)
+    assert all(record.gates.probs.dtype == torch.float32 for each in extra["moe"].values() for record in each)
+    torch.cat(kept(logits, batch)).float().square().sum().backward()
+    assert all(each.grad.isfinite().all() for each in model.encoder.tasks.parameters())
