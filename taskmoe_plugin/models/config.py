@@ -64,6 +64,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-expert-grad-scale", type=float, metavar="S",
         help="multiply the gradients of experts by S before they are clipped; the square root of E is what fairseq's "
         "moe branch calls sqrt_world_size (default: 1)")  # fmt: skip
+    add("--moe-expert-lr-scale", type=float, metavar="S",
+        help="multiply the learning rate of experts by S; unlike the scale of their gradients, Adam does not undo it "
+        "(default: 1)")  # fmt: skip
     add("--moe-dense-training", action="store_true",
         help="in training every token uses all experts, weighted by their probabilities, so that all gates learn from "
         "every token; --moe-top-k is for translation alone (DS-MoE); see --moe-mutual-information-wt")  # fmt: skip
@@ -96,6 +99,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_expert_dropout": None,
         "moe_expert_bits": None,
         "moe_expert_grad_scale": 1.0,
+        "moe_expert_lr_scale": 1.0,
         "moe_expert_parallel": False,
         "task_low_rank": 0,
     }
@@ -187,6 +191,8 @@ def _problems_of_sizes(args: Namespace) -> Iterator[str]:
         yield f"--moe-top-k {k}: give between 1 and --moe-expert-count, which is {experts}"
     if not 0 <= args.moe_expert_grad_scale < math.inf:
         yield f"--moe-expert-grad-scale {args.moe_expert_grad_scale:g}: give 0 (experts stay as they are) or more"
+    if not 0 < args.moe_expert_lr_scale < math.inf:
+        yield f"--moe-expert-lr-scale {args.moe_expert_lr_scale:g}: give a value above 0"
     if args.moe_expert_ffn_dim is not None and args.moe_expert_ffn_dim < 1:
         yield f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1"
     for stack in STACKS:
@@ -297,6 +303,19 @@ def _problems_with_fairseq(args: Namespace) -> Iterator[str]:
         yield "--offload-activations: not supported with MoE layers; give --checkpoint-activations alone"
     if getattr(args, "quant_noise_pq", 0):
         yield "--quant-noise-pq: not supported with MoE layers; leave it out"
+    if args.moe_expert_lr_scale != 1:
+        yield from _problems_of_lr_scale(args)
     for stack in STACKS:
         if args.task_low_rank and getattr(args, f"{stack}_xformers_att_config", None):
             yield f"--{stack}-xformers-att-config: not supported with --task-low-rank; leave one of them out"
+
+
+def _problems_of_lr_scale(args: Namespace) -> Iterator[str]:
+    """What leaves the optimizer no parameters of experts; flags of training, which a model need not have."""
+    if getattr(args, "fp16", False) and not (args.memory_efficient_fp16 or args.fp16_no_flatten_grads):
+        yield (
+            "--fp16: flattened gradients mix experts with other weights; with --moe-expert-lr-scale add "
+            "--fp16-no-flatten-grads, or use --memory-efficient-fp16 or --bf16"
+        )
+    if getattr(args, "zero_sharding", "none") != "none":
+        yield "--zero-sharding: not supported with --moe-expert-lr-scale; leave one of them out"

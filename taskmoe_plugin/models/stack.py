@@ -56,7 +56,7 @@ class StackConfig:
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
         merge: whether a task's experts are merged to one network.
         choice: how tasks, sentences or tokens choose them.
-        grad_scale: what gradients of experts are multiplied by.
+        grad_scale, lr_scale: what gradients of experts, and their learning rate, are multiplied by.
         language_experts: M, among how many experts the tokens of a language choose; 0: all.
         langs: all languages, in the order of their ids.
         table: the tasks; None where no layer routes by task, or by token among the experts of a task.
@@ -77,6 +77,7 @@ class StackConfig:
     expert_dropout: float
     expert_bits: int | None
     grad_scale: float
+    lr_scale: float
     static: bool
     merge: bool
     choice: Choice
@@ -122,6 +123,7 @@ class StackConfig:
             expert_dropout=expert_dropout,
             expert_bits=getattr(args, "moe_expert_bits", None),
             grad_scale=getattr(args, "moe_expert_grad_scale", 1.0),
+            lr_scale=getattr(args, "moe_expert_lr_scale", 1.0),
             static=(by_task or language_experts > 0) and args.moe_task_gate == "static",
             merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
             choice=Choice(
@@ -197,6 +199,11 @@ class StackConfig:
         experts = Experts(*shape, activation, self.expert_dropout, held, gain, self.expert_bits)
         if self.grad_scale != 1:
             experts.scale_gradients(self.grad_scale)
+        if self.lr_scale != 1:
+            for parameter in experts.parameters():
+                # fairseq's name for it; see tasks/learning_rates.py.
+                overrides = {"optimizer": {"lr_scale": self.lr_scale}}
+                parameter.optim_overrides = overrides  # type: ignore[attr-defined]
         dispatcher = None
         if group is not None:
             mark_as_spread(experts, group.size)

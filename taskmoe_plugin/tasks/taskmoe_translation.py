@@ -32,6 +32,7 @@ from taskmoe_plugin.parallel.spread_experts import SpreadExperts
 from taskmoe_plugin.tasks.explaining_flags import explain_flag
 from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
+from taskmoe_plugin.tasks.learning_rates import own_learning_rates
 from taskmoe_plugin.tasks.remembered_flags import complete_flags, leave_defaults_open, remember_flags
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
 from taskmoe_plugin.tasks.validation_usage import ValidationUsage
@@ -248,6 +249,11 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
                 keep_freed_memory()
         with out_of_memory_ends_all(model.group, self._limit(self.args.max_tokens, self.args.batch_size)):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        """Make an update, in which experts may have a learning rate of their own."""
+        with own_learning_rates(optimizer):
+            super().optimizer_step(optimizer, model, update_num)
 
     @staticmethod
     def _limit(tokens: int | None, sentences: int | None, kind: str = "") -> str:

@@ -40,6 +40,18 @@ WRONG = [
         "--moe-language-experts 1: give at least 2 and --moe-top-k, which is 1, and fewer than --moe-expert-count, "
         "which is 8; also: --moe-dense-training: every token has all experts, which --moe-language-experts is not for",
     ),
+    ({"moe_expert_lr_scale": 0.0}, "--moe-expert-lr-scale 0: give a value above 0"),
+    (
+        {
+            "moe_expert_lr_scale": 0.5,
+            "fp16": True,
+            "memory_efficient_fp16": False,
+            "fp16_no_flatten_grads": False,
+            "zero_sharding": "os",
+        },
+        "--fp16: flattened gradients mix experts with other weights; with --moe-expert-lr-scale add "
+        "--fp16-no-flatten-grads, or use --memory-efficient-fp16 or --bf16; also: --zero-sharding: not supported with",
+    ),
     ({"moe_threshold": 1.5}, "--moe-threshold 1.5: give a value above 0, at most 1"),
     ({"moe_threshold": 0.5, "moe_top_k": 1}, "--moe-threshold 0.5: chooses how many experts up to --moe-top-k"),
     ({"moe_threshold": 0.5, "moe_task_gate": "static"}, "--moe-threshold 0.5: is not supported with --moe-task-gate"),
