@@ -19,7 +19,7 @@ from taskmoe_plugin.cli.main import main
 from taskmoe_plugin.report import files, plots
 from taskmoe_plugin.report.content import find_out
 from tests.helpers.corpus import PAIRS, Corpus
-from tests.subnet.helpers import rewrite
+from tests.subnet.helpers import write_model
 
 
 def run(*argv: Any) -> None:
@@ -148,17 +148,14 @@ print("loaded" if "matplotlib" in sys.modules else "not loaded")
 
 
 def test_a_checkpoint_that_is_no_model_with_experts_is_refused(
-    by_task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Corpus, template: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = tmp_path / "missing.pt"
     assert f"error: {missing}: no such file" in error_of(capsys, missing, "--output-dir", tmp_path / "out")
     torch.save({"a": 1}, missing)
     assert f"error: {missing}: not a fairseq checkpoint" in error_of(capsys, missing, "--output-dir", tmp_path / "out")
 
-    def make_dense(state: Any) -> None:
-        state["cfg"]["model"].encoder_moe_freq = state["cfg"]["model"].decoder_moe_freq = 0
-
-    dense = rewrite(by_task, tmp_path / "dense.pt", make_dense)
+    dense = write_model(corpus, template, tmp_path / "dense.pt", "--moe-freq", 0)
     assert f"error: {dense}: has no MoE layer" in error_of(capsys, dense, "--output-dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
