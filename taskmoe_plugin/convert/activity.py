@@ -19,7 +19,7 @@ class Activity:
     Attributes:
         first: (E,) fp32, the share of the tokens whose first choice it is: the top-1 activity.
         confidence: (E,) fp32, its mean probability where it is the first choice; 0 where it never is.
-        chosen: (E,) fp32, its share of all assignments, first and other choices alike.
+        chosen: (E,) fp32, its share of all assignments, first and other choices.
     """
 
     first: Tensor
@@ -34,7 +34,7 @@ class Activity:
 
     @classmethod
     def mean(cls, each: Sequence[Activity]) -> Activity:
-        """The mean of several, each of which counts alike."""
+        """The mean of several, each of which counts as much."""
         parts = zip(*((one.first, one.confidence, one.chosen) for one in each))
         return cls(*(torch.stack(part).mean(dim=0) for part in parts))
 

@@ -21,7 +21,7 @@ from taskmoe_plugin.tasks.remembered_flags import MEMORY
 # Tensors that have experts, and along which dimension.
 EXPERTS = re.compile(r"\.moe\.(experts|router)\."), re.compile(r"\.tasks\.gates\.(weight|head_start)$")
 # What two models must have in common that the shapes of their tensors do not tell.
-ALIKE = (
+SAME_FLAGS = (
     "taskmoe_langs", "taskmoe_lang_pairs", "taskmoe_groups", "encoder_moe_routing", "decoder_moe_routing", "moe_top_k",
     "moe_language_experts", "moe_route_scale", "encoder_attention_heads", "decoder_attention_heads",
     "encoder_normalize_before", "decoder_normalize_before", "activation_fn",
@@ -38,16 +38,16 @@ def join(source: Source, scratch: Scratch, other: Path) -> Converted:
     scratch.take(sources[1].state)
     for each in sources:
         _check(each)
-    _check_alike(*sources)
+    _check_same(*sources)
     tied = source.tensors.tied
-    alike = _Alike()
+    cosine = _Cosine()
     model: dict[str, Tensor] = {}
     for name in source.tensors.names():
         if name not in tied:
             dimension = _dimension(name)
             if dimension is None:
                 parts = [each.tensors.tensor(name) for each in sources]
-                alike.add(*parts)
+                cosine.add(*parts)
                 model[name] = scratch.cat([_mean(*parts)], len(parts[0]))
             elif dimension == 0:
                 count = source.tensors.shape(name)[0]
@@ -59,7 +59,7 @@ def join(source: Source, scratch: Scratch, other: Path) -> Converted:
     cfg = source.cfg
     count = cfg["model"].moe_expert_count
     cfg["model"].moe_expert_count = 2 * count
-    done = f"joined {count} experts of a layer with {count} of {other}; the cosine of the other weights is {alike}"
+    done = f"joined {count} experts of a layer with {count} of {other}; the cosine of the other weights is {cosine}"
     return Converted(cfg, model, done)
 
 
@@ -71,7 +71,7 @@ def _mean(one: Tensor, other: Tensor) -> Tensor:
     return ((one.double() + other.double()) / 2).to(one.dtype) if one.is_floating_point() else one
 
 
-class _Alike:
+class _Cosine:
     """The cosine of two models' weights, over all tensors together: far from 1 where they have no common start."""
 
     def __init__(self) -> None:
@@ -99,9 +99,9 @@ def _check(source: Source) -> None:
         )
 
 
-def _check_alike(one: Source, other: Source) -> None:
+def _check_same(one: Source, other: Source) -> None:
     args, others = (each.state["cfg"]["model"] for each in (one, other))
-    for name in ALIKE:
+    for name in SAME_FLAGS:
         values = getattr(args, name, None), getattr(others, name, None)
         if values[0] != values[1]:
             raise _different(one, other, f"{name}, which are {values[0]} and {values[1]}")

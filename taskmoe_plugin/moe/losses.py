@@ -63,7 +63,7 @@ def mutual_information_loss(gates: Gates, share: Tensor) -> Tensor:
     """Minus the mutual information of expert and token, in nats, scalar fp32 (DS-MoE, Pan et al. 2024, section 3.2).
 
     H(expert | token) - H(expert): smallest where each unit is certain of its experts and all units together use all
-    experts alike. Of units that stand for a part of all tokens only it is that part's value, times its size.
+    experts equally. Of units that stand for a part of all tokens only it is that part's value, times its size.
     """
     size = share.sum()
     with full_precision(share.device):
