@@ -45,7 +45,8 @@ class Source:
         """Map a checkpoint into memory without reading its tensors.
 
         Raises:
-            TaskMoEError: the file is missing, broken, unsafe, or of another model.
+            TaskMoEError: the file is missing, broken, unsafe, or of another model, or its tensors are not those of its
+                flags.
         """
         try:
             state = load(path)
@@ -59,7 +60,9 @@ class Source:
         pages.disable_readahead(each for each in state["model"].values() if isinstance(each, Tensor))
         if KEY in state["model"]:
             ExpertShards(state["model"][KEY], [path.absolute().parent], str(path)).check_complete()
-        return cls(path, state, MappedTensors.of_model(path, str(path), args, state["model"]))
+        tensors = MappedTensors.of_model(path, str(path), args, state["model"])
+        tensors.check(args)
+        return cls(path, state, tensors)
 
     @property
     def cfg(self) -> dict[str, Any]:

@@ -119,3 +119,14 @@ def test_a_model_with_experts_is_refused(template: Path, tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         moefy(template, tmp_path / "moefied.pt")
     assert "its networks are cut already" in capsys.readouterr().err
+
+
+def test_a_model_whose_tensors_are_not_those_of_its_flags_is_refused(tmp_path: Path, capsys) -> None:
+    state = load(write_dense(tmp_path / "dense.pt"))
+    name = "encoder.layers.0.fc1.weight"
+    state["model"][name] = torch.cat([state["model"][name]] * 2)
+    torch.save(state, tmp_path / "wider.pt")
+    with pytest.raises(SystemExit) as stopped:
+        moefy(tmp_path / "wider.pt", tmp_path / "moefied.pt")
+    assert stopped.value.code == 1
+    assert f"wider.pt: its tensors do not fit its flags (size mismatch for {name}" in capsys.readouterr().err
