@@ -44,16 +44,20 @@ INT8="--format ctranslate2 --quantization int8"
 BINARY=$DATA_DIR/binary
 for system in merged-1 token_token-1 dense-1 dense_wide-1; do
     record "$system" ""
-    against=(--baseline "$system")
-    record "$system" trimmed "${against[@]}" --extract=--trim-vocabulary
-    [[ $system == token_token-1 ]] || record "$system" trimmed_int8 "${against[@]}" --extract="--trim-vocabulary $INT8"
+    # A dense model has subnets as one whose experts are all used.
+    case $system in
+    merged-1) convert=() ;;
+    dense*) convert=(--convert "moefy --experts 16") ;;
+    *) continue ;;
+    esac
+    record "$system" trimmed --baseline "$system" "${convert[@]}" --extract=--trim-vocabulary
+    record "$system" trimmed_int8 --baseline "$system" "${convert[@]}" --extract="--trim-vocabulary $INT8"
 done
 record merged-1 subnets --baseline merged-1 --extract
 record merged-1 ctranslate2 --baseline merged-1 --extract="--format ctranslate2"
 record merged-1 int8 --baseline merged-1 --extract="$INT8"
 for system in merged-1 token_token-1; do
     for bits in 8 4 3 2; do
-        [[ $system == merged-1 || $bits != 3 ]] || continue
         record "$system" "${bits}_bits" --baseline "$system" --convert "quantize --bits $bits --half fp16"
     done
 done
@@ -70,7 +74,6 @@ record token_token-1 prune_8_4_bits --baseline token_token-1 --extract=--half=fp
     --convert "prune --experts 8 --data $BINARY" --convert "quantize --bits 4 --half fp16"
 for system in dense-1 dense_wide-1; do
     for keep in 12 8 4; do
-        [[ $system == dense_wide-1 || $keep == 12 ]] || continue
         record "$system" "keep_$keep" --baseline "$system" --extract \
             --convert "moefy --experts 16 --keep $keep --data $BINARY"
     done
@@ -78,4 +81,3 @@ for system in dense-1 dense_wide-1; do
 done
 record merged-2 ""
 record merged-1+merged-2 ensemble --baseline merged-1 --extract
-record merged-1+dense-1 ensemble --baseline merged-1 --extract

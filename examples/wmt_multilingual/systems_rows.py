@@ -31,9 +31,9 @@ MERGED: Names = {
 }
 TOKEN: Names = {
     "token_token-1": ("the whole model", ""),
-    "token_token-1.trimmed": ("subnets with trimmed vocabularies, all experts", ""),
     "token_token-1.8_bits": ("whole, experts in 8 bits", f"{ELEPHANTS}: -0.007 BLEU"),
     "token_token-1.4_bits": ("whole, experts in 4 bits", f"{ELEPHANTS}: -0.167"),
+    "token_token-1.3_bits": ("whole, experts in 3 bits", ""),
     "token_token-1.2_bits": ("whole, experts in 2 bits", ""),
     "token_token-1.prune_8_importance": ("subnets, 8 of 16 experts by importance", ""),
     "token_token-1.prune_8_random": ("subnets, 8 of 16 experts at random", ""),
@@ -50,6 +50,11 @@ DENSE: Names = {
     "dense-1.trimmed_int8": ("the same in CTranslate2, int8", ""),
     "dense-1.4_bits": ("feed-forward networks in 4 bits (`moefy`, `quantize`)", ""),
     "dense-1.keep_12": ("three quarters of the hidden units (`moefy`)", ""),
+    "dense-1.keep_8": ("half of them", ""),
+    "dense-1.keep_4": (
+        "a quarter of them",
+        f"{MOEFICATION}: 10 to 30 % of the units keep 95 % of the score, chosen anew for each token",
+    ),
 }
 WIDE: Names = {
     "dense_wide-1": ("dense, eight times as wide", ""),
@@ -58,15 +63,10 @@ WIDE: Names = {
     "dense_wide-1.4_bits": ("feed-forward networks in 4 bits (`moefy`, `quantize`)", ""),
     "dense_wide-1.keep_12": ("three quarters of the hidden units (`moefy`)", ""),
     "dense_wide-1.keep_8": ("half of them", ""),
-    "dense_wide-1.keep_4": (
-        "a quarter of them",
-        f"{MOEFICATION}: 10 to 30 % of the units keep 95 % of the score, chosen anew for each token",
-    ),
+    "dense_wide-1.keep_4": ("a quarter of them", ""),
 }
 ENSEMBLES: Names = {
-    "merged-1.subnets": ("subnets of one model", ""),
     "merged-1+merged-2.ensemble": ("subnets of two seeds: `--path a.pt:b.pt`", ""),
-    "merged-1+dense-1.ensemble": ("subnets of the merged and of the dense model", ""),
 }
 # Title → what is said, and the rows.
 ROWS: dict[str, tuple[str, Names]] = {
@@ -83,7 +83,7 @@ ROWS: dict[str, tuple[str, Names]] = {
     "Dense, with all the weights": ("Networks of 2,048 units, all of which every token passes.", WIDE),
     "Ensembles": (
         "Of subnets, in stock fairseq. The experts of a language are merged to one network: several subnets of one "
-        "model would be the same.",
+        "model would be the same. Tested against the merged model above.",
         ENSEMBLES,
     ),
 }
@@ -93,14 +93,15 @@ SYSTEMS = {
     "dense-1": "dense",
     "dense_wide-1": "dense, with all the weights",
 }
+DENSES = ("dense-1", "dense_wide-1")
 # Title → the row of each system that there is.
 COLUMNS: dict[str, dict[str, str]] = {
     "as trained": {system: system for system in SYSTEMS},
     "extracted": {"merged-1": "merged-1.subnets"},
-    "trimmed": {system: f"{system}.trimmed" for system in SYSTEMS},
-    "trimmed, int8": {system: f"{system}.trimmed_int8" for system in SYSTEMS},
+    "trimmed": {system: f"{system}.trimmed" for system in SYSTEMS if system != "token_token-1"},
+    "trimmed, int8": {system: f"{system}.trimmed_int8" for system in SYSTEMS if system != "token_token-1"},
     "all directions, 4 bits": {system: f"{system}.4_bits" for system in SYSTEMS},
-    "pruned to 3/4": {system: f"{system}.keep_12" for system in ("dense-1", "dense_wide-1")},
-    "to 1/2": {"token_token-1": "token_token-1.prune_8_importance", "dense_wide-1": "dense_wide-1.keep_8"},
-    "to 1/4": {"token_token-1": "token_token-1.prune_4_importance", "dense_wide-1": "dense_wide-1.keep_4"},
+    "pruned to 3/4": {system: f"{system}.keep_12" for system in DENSES},
+    "to 1/2": {"token_token-1": "token_token-1.prune_8_importance"} | {each: f"{each}.keep_8" for each in DENSES},
+    "to 1/4": {"token_token-1": "token_token-1.prune_4_importance"} | {each: f"{each}.keep_4" for each in DENSES},
 }
