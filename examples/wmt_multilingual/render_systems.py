@@ -41,8 +41,8 @@ and pieces, in millions of bytes. Tokens are counted by the second that one core
 without loading; the machine did other work at the time, so that differences of a fifth mean nothing. fairseq makes
 floating point numbers of quantised experts when it loads them, which is why these are no faster.
 """
-SAID = """BLEU, and what one direction stores. A cell is empty where that is not measured, or is nothing: tokens may choose
-any expert, so that a model which routes by them has no subnets before it is pruned; merged experts are pruned by
+SAID = """BLEU, and what one direction stores. A cell is empty where that is not measured, or is nothing: tokens may
+choose any expert, so that a model which routes by them has no subnets before it is pruned; merged experts are pruned by
 extraction; and what is extracted of a dense model is that model."""
 FIELDS: dict[str, Callable[[Row], str]] = {
     "bleu": lambda row: f"{mean(row, 'bleu'):.1f}",
