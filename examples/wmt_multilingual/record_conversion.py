@@ -167,11 +167,11 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, help="how many of each test set, the first ones; default: all")
     parser.add_argument("flags", nargs="*", help="after --: the flags that the model was trained with")
     args = parser.parse_args()
-    logging.disable(logging.INFO)
     partial = args.output.with_name(args.output.name + ".partial")
     partial.write_text(json.dumps(record(args), indent=1) + "\n", encoding="utf-8")
     partial.rename(args.output)
 
 
 if __name__ == "__main__":
+    logging.disable(logging.INFO)
     text.run(main)
