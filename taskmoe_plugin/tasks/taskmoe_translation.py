@@ -29,7 +29,7 @@ from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.memory import out_of_memory_ends_all
 from taskmoe_plugin.parallel.resuming import Start, check_start, checkpoint_directories
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
-from taskmoe_plugin.tasks.explaining_flags import explain_flag
+from taskmoe_plugin.tasks.explaining import explain_divergence, explain_flag
 from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.learning_rates import own_learning_rates
@@ -58,7 +58,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         help = "translate with quantised experts (taskmoe convert quantize) as they are, for less memory"
         parser.add_argument("--keep-packed", action="store_true", help=help)
         # Only a command line is parsed with this: a notebook or a program gets exceptions.
-        use_one_line_errors(explain, explain_flag)
+        use_one_line_errors(explain, explain_flag, explain_divergence)
 
     def __init__(self, args: Any, langs: list[str], dicts: dict[str, Any], training: bool) -> None:
         super().__init__(args, langs, dicts, training)

@@ -10,7 +10,7 @@ import torch
 from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
 from tests.helpers.tasks import LANGTOKS, task_flags
-from tests.helpers.training import generate, generate_flags, train
+from tests.helpers.training import WIDER, generate, generate_flags, train
 
 
 def error_of(capsys: pytest.CaptureFixture[str], command, *args) -> str:
@@ -104,8 +104,20 @@ def test_a_path_that_cannot_be_used_is_named(
 )
 def test_a_checkpoint_is_not_blamed_for_a_flag(corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys, flags) -> None:
     with pytest.raises((SystemExit, Exception)):
-        train(corpus, tmp_path, "--restore-file", checkpoint, *flags)
-    assert "checkpoint that fairseq" not in capsys.readouterr().err
+        train(corpus, tmp_path, *WIDER, "--restore-file", checkpoint, *flags)
+    assert str(checkpoint) not in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_says_so_in_one_line(corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"]["decoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "damaged.pt")
+    with pytest.raises(SystemExit) as stopped:
+        train(corpus, tmp_path / "save", *WIDER, "--max-update", 125, "--restore-file", tmp_path / "damaged.pt")
+    assert stopped.value.code == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert "error: gradients are Nan/Inf: training has diverged; give a lower --lr, or another checkpoint" in line
+    assert "damaged.pt" in line
 
 
 def test_a_metric_that_there_is_not_is_refused(corpus: Corpus, tmp_path: Path, capsys) -> None:

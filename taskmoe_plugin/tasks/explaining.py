@@ -1,4 +1,4 @@
-"""Which flag ended one of fairseq's commands: it lets errors through that do not name it."""
+"""Why one of fairseq's commands ended: it lets errors through that do not name the flag, or not the cause."""
 
 from __future__ import annotations
 
@@ -32,6 +32,31 @@ def explain_flag(error: BaseException) -> TaskMoEError | None:
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.errno in _OF_PATHS:
         return TaskMoEError(f"{os.fsdecode(error.filename)}: {error.strerror}; give a path that can be used")
     return None
+
+
+def explain_divergence(error: BaseException) -> TaskMoEError | None:
+    """That gradients are not finite; None if it is something else.
+
+    fairseq then does the update again with hooks on every module, to find the first one that has such values, and fails
+    at that with recent versions of PyTorch.
+
+    Args:
+        error: what ends the process.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, FloatingPointError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    trace, begun = cause.__traceback__, ""
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_globals.get("__name__") == "fairseq.trainer" and "self" in frame.f_locals:
+            flags = frame.f_locals["self"].cfg.checkpoint
+            path = flags.finetune_from_model or flags.restore_file
+            begun = f", or another checkpoint than {path} if it began with that"
+        trace = trace.tb_next
+    return TaskMoEError(f"{cause}: training has diverged; give a lower --lr{begun}")
 
 
 def _value_that_is_read(trace: TracebackType | None) -> tuple[str, str] | None:
