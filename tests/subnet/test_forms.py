@@ -18,18 +18,6 @@ from tests.subnet.helpers import DEFAULT, UNSHARED, extract, load, rewrite, writ
 from tests.subnet.stock import assert_equal, stock_fairseq, stock_generate_flags
 
 
-def experts_of(directory: Path) -> dict[str, set[int]]:
-    """The global indices of the experts that each stack's second layer still has."""
-    state = load(directory / "model.pt")
-    found: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
-    for stack, shape in json.loads(state["cfg"]["model"].taskmoe_subnet).items():
-        stacked = state["model"].get(f"{stack}.layers.1.moe.experts.fc1_weight")
-        if stacked is not None:
-            found[stack] = set(shape["experts"].get("1", range(stacked.size(0))))
-            assert stacked.size(0) == len(found[stack])
-    return found
-
-
 @pytest.mark.parametrize(
     ("flags", "whole"),
     [
@@ -51,73 +39,6 @@ def test_the_stack_that_routes_by_task_is_folded_and_the_other_kept(
     folded = {"encoder": "decoder", "decoder": "encoder"}[whole]
     assert not [name for name in names if name.startswith(f"{folded}.") and "moe" in name]
     assert_equal(generate(corpus, subnet / "model.pt", "en-de").hypotheses, generate(corpus, path, "en-de").hypotheses)
-
-
-@pytest.mark.parametrize(
-    ("routings", "top_k", "gate"),
-    [
-        (("source", "target"), 1, "learned"),
-        (("pair", "group"), 2, "learned"),
-        (("token", "target"), 2, "learned"),
-        (("target", "source"), 2, "static"),
-    ],
-)
-def test_several_pairs_keep_the_union_of_their_experts(
-    corpus: Corpus, trained: Path, tmp_path: Path, routings: tuple[str, str], top_k: int, gate: str
-) -> None:
-    path = write_model(
-        corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", "--moe-top-k", top_k, "--moe-task-gate", gate,
-        "--encoder-moe-routing", routings[0], "--decoder-moe-routing", routings[1], "--moe-expert-count", 8,
-    )  # fmt: skip
-    pairs = ["en-de", "fr-en"]
-    subnet = extract(corpus, path, tmp_path, "+".join(pairs))
-    gates = json.loads((subnet / "subnet.json").read_text())["gates"]
-    for stack, found in experts_of(subnet).items():
-        layer = gates[stack]["1"]
-        expected = set(range(8)) if layer == "all" else {each for pair in pairs for each in layer[pair]["experts"]}
-        assert found == expected
-    for pair in pairs:
-        expected_hypotheses = generate(corpus, path, pair).hypotheses
-        assert_equal(generate(corpus, subnet / "model.pt", pair).hypotheses, expected_hypotheses)
-
-
-def test_a_stack_that_has_one_task_for_several_pairs_is_folded(corpus: Corpus, full: Path, tmp_path: Path) -> None:
-    subnet = extract(corpus, full, tmp_path, "en-de+en-fr", "--verify", "all")
-    content = json.loads((subnet / "subnet.json").read_text())
-    assert content["stacks"] == {"encoder": "folded", "decoder": "routed"}
-    assert set(content["verified"]) == {"en-de", "en-fr"}
-    assert not experts_of(subnet)["encoder"]
-
-
-def test_a_subnet_of_several_pairs_whose_stacks_have_one_task_each_is_dense(
-    corpus: Corpus, trained: Path, tmp_path: Path
-) -> None:
-    routing = ("--encoder-moe-routing", "target", "--decoder-moe-routing", "target")
-    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *routing)
-    pairs = ("de-en", "fr-en")
-    subnet = extract(corpus, path, tmp_path, "+".join(pairs))
-    commands = [("generate", stock_generate_flags(corpus.bin, subnet / "model.pt", pair)) for pair in pairs]
-    for pair, hypotheses in zip(pairs, stock_fairseq(commands)):
-        assert_equal(hypotheses, generate(corpus, path, pair).hypotheses)
-    # Both put __en__ first, so that CTranslate2 can.
-    converted = extract(corpus, path, tmp_path / "c", "+".join(pairs), "--format", "ctranslate2", "--verify", "all")
-    assert set(json.loads((converted / "subnet.json").read_text())["verified"]) == set(pairs)
-
-
-@pytest.mark.parametrize("flags", [(), ("--encoder-moe-freq", 0, "--moe-top-k", 2)], ids=["both", "decoder"])
-def test_several_pairs_of_merged_experts_have_a_network_for_each_task(
-    corpus: Corpus, trained: Path, tmp_path: Path, flags: tuple[Any, ...]
-) -> None:
-    merged = ("--moe-combine", "weights", "--moe-expert-count", 2)
-    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *merged, *flags)
-    pairs = ["en-de", "en-fr", "de-en"]
-    subnet = extract(corpus, path, tmp_path, "+".join(pairs), "--verify", "all")
-    state = load(subnet / "model.pt")["model"]
-    # To German, French and English, of which two experts were all there was.
-    assert state["decoder.layers.1.moe.experts.fc1_weight"].size(0) == 3
-    assert not [name for name in state if name.endswith("gates.table")]
-    for pair in pairs:
-        assert_equal(generate(corpus, subnet / "model.pt", pair).hypotheses, generate(corpus, path, pair).hypotheses)
 
 
 def test_with_a_threshold_every_pair_has_its_own_width(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
@@ -187,15 +108,6 @@ def test_a_stack_may_choose_among_experts_of_a_language_and_the_other_have_them(
     content = json.loads((subnet / "subnet.json").read_text())
     assert content["stacks"] == {"encoder": "pruned", "decoder": "folded"}
     assert content["ffn_dims"] == {"encoder": [24, 24], "decoder": [24, 48]}
-
-
-def test_a_union_knows_no_other_pairs(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
-    routing = ("--encoder-moe-routing", "pair", "--decoder-moe-routing", "pair")
-    path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *routing)
-    subnet = extract(corpus, path, tmp_path, "en-de+fr-en")
-    with pytest.raises(SystemExit) as stopped:
-        generate(corpus, subnet / "model.pt", "de-fr")
-    assert stopped.value.code == 2
 
 
 def test_layers_may_keep_their_own_widths(corpus: Corpus, full: Path, tmp_path: Path) -> None:
