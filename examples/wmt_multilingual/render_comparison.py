@@ -7,13 +7,13 @@ whose systems were trained with other settings. RESULTS/DATA/note.md, if there i
 
 from __future__ import annotations
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
 
 import comparison_tables as tables
 from comparison_tables import Run, Systems
+from pages import write_page
 
 HEAD = """# Comparison of systems
 
@@ -99,14 +99,7 @@ def render(results: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    docs = Path(__file__).resolve().parents[2] / "docs"
-    parser.add_argument("--results-dir", type=Path, default=docs / "comparison")
-    parser.add_argument("--output", type=Path, default=docs / "comparison.md")
-    args = parser.parse_args()
-    page = args.output.with_name(args.output.name + ".partial")
-    page.write_text(render(args.results_dir), encoding="utf-8")
-    page.replace(args.output)
+    write_page(__doc__, "comparison", render)
 
 
 if __name__ == "__main__":

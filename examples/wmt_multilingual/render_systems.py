@@ -7,7 +7,6 @@ it {bleu NAME}, {chrf NAME}, {length NAME}, {one NAME}, {all NAME} and {speed NA
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
@@ -17,6 +16,7 @@ from typing import Any
 
 import text
 from comparison_tables import SIGNIFICANT, markdown
+from pages import write_page
 from systems_rows import COLUMNS, ROWS, SYSTEMS
 from text import TextError
 
@@ -133,14 +133,7 @@ def render(results: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    docs = Path(__file__).resolve().parents[2] / "docs"
-    parser.add_argument("--results-dir", type=Path, default=docs / "systems")
-    parser.add_argument("--output", type=Path, default=docs / "systems.md")
-    args = parser.parse_args()
-    page = args.output.with_name(args.output.name + ".partial")
-    page.write_text(render(args.results_dir), encoding="utf-8")
-    page.replace(args.output)
+    write_page(__doc__, "systems", render)
 
 
 if __name__ == "__main__":
