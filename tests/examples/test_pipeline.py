@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.commands import EXAMPLE, run_step
+from tests.examples.commands import EXAMPLE, run_step, shorter_settings
 
 NOUNS = {"en": ["dog", "cat", "bird", "horse"], "de": ["Hund", "Kater", "Vogel", "Gaul"]}
 VERBS = {"en": ["sees", "hears", "follows"], "de": ["sieht", "hört", "verfolgt"]}
@@ -41,7 +41,8 @@ def run_all(folder: Path, step: str = "run.sh", **changes: str):
         "MAX_UPDATE": "3",
         "OMP_NUM_THREADS": "1",
     }
-    return run_step(step, EXAMPLE / "settings" / "files.sh", cwd=folder, **environment | changes)
+    settings = shorter_settings(folder / "settings.sh", "files")
+    return run_step(step, settings, cwd=folder, **environment | changes)
 
 
 def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(folder: Path) -> None:

@@ -16,7 +16,7 @@ from fairseq.optim.fp16_optimizer import FP16Optimizer
 import text
 import wmt
 from tests.examples import wmt_standin
-from tests.examples.commands import EXAMPLE, run_step
+from tests.examples.commands import EXAMPLE, run_step, shorter_settings
 from translate_ctranslate2 import translate
 
 DIRECTIONS = ["cs-en", "en-cs", "en-zh"]
@@ -68,7 +68,7 @@ def run(folder: Path, **changes: str):
         "VOCABULARY_SIZE": "50",
         "UNTIL": "scores",
     }
-    return run_step("run.sh", EXAMPLE / "settings" / "wmt.sh", **environment | changes)
+    return run_step("run.sh", shorter_settings(folder / "settings.sh", "wmt"), **environment | changes)
 
 
 def test_a_download_becomes_scores_by_group_and_then_subnets_and_changes_make_what_depends_on_them(
@@ -93,7 +93,7 @@ def test_a_download_becomes_scores_by_group_and_then_subnets_and_changes_make_wh
 
     averaged = torch.load(work / "model" / "averaged.pt", weights_only=True)["model"]
     kept = [torch.load(path, weights_only=True)["model"] for path in (work / "model").glob("checkpoint_*_*.pt")]
-    name = "encoder.layers.0.fc1.weight"
+    name = "encoder.layers.0.self_attn.k_proj.weight"
     torch.testing.assert_close(averaged[name], sum(each[name] for each in kept) / 2)
 
     rest = run(folder, GPUS="8", MAX_TOKENS="4096", UNTIL="", TEST_SETS="wmt22,flores200")
@@ -154,7 +154,7 @@ def test_two_small_languages_run_from_download_to_scores(tmp_path: Path) -> None
     environment = SMALL | {
         "WORK_DIR": str(tmp_path / "work"), "DOWNLOAD_DIR": str(tmp_path / "download"), "VOCABULARY_SIZE": "50",
     }  # fmt: skip
-    finished = run_step("run.sh", EXAMPLE / "settings" / "wmt_small.sh", **environment)
+    finished = run_step("run.sh", shorter_settings(tmp_path / "settings.sh", "wmt_small"), **environment)
     assert finished.returncode == 0, finished.stderr
     comparison = json.loads((tmp_path / "work" / "comparison.json").read_text())
     assert comparison.keys() == {"ro-en", "en-ro", "tr-en", "en-tr"}

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import re
-import signal
-import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.entry_points import run_command
 from tests.helpers.forking import context
 
-ENTRY_POINTS = {
-    "taskmoe": "taskmoe_plugin.cli.main:main",
-    "fairseq-extract-subnet": "taskmoe_plugin.cli.extract_subnet:main",
-    **{f"fairseq-{tool}": f"fairseq_cli.{tool}:cli_main" for tool in ("train", "generate", "interactive", "validate")},
-}
 PATIENCE = 120  # seconds
 # What is logged, and how far a benchmark is.
 _LOG = re.compile(r"\d{4}-\d\d-\d\d |(DEBUG|INFO|WARNING|ERROR)[: ]|taskmoe: (?!error: )|\s*$")
@@ -71,29 +62,5 @@ def run(command: Sequence[Any], directory: Path, kill_after: float | None = None
 
 
 def _run(command: list[str], directory: Path) -> None:
-    for descriptor, name in enumerate(("stdout", "stderr"), 1):
-        os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    # Where the tests run in the background, a shell has them ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    module, _, function = ENTRY_POINTS[command[0]].partition(":")
-    sys.argv = command
-    status: Any = 0
-    try:
-        getattr(importlib.import_module(module), function)()
-    except SystemExit as end:
-        status = end.code
-    except BaseException as error:
-        # As the interpreter does.
-        status = 1
-        try:
-            sys.excepthook(type(error), error, error.__traceback__)
-        except SystemExit as end:
-            status = end.code
-        except BaseException:
-            traceback.print_exc()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else int(status is not None))
+    output, errors = (os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("stdout", "stderr"))
+    run_command(command, (os.open(os.devnull, os.O_RDONLY), output, errors))

@@ -45,6 +45,10 @@ WRITERS = {
     "consolidate": Writer(_of("consolidate"), "out.pt"),
     "consolidate --force": Writer(_of("consolidate", "--force"), "out.pt", ("",)),
     "convert join --force": Writer(_of("convert join", "--force"), "out.pt", ("",)),
+    **{
+        f"convert {what}": Writer(_of(f"convert {what}"), "out.pt")
+        for what in ("moefy", "prune", "quantize", "upcycle")
+    },
     "report --force": Writer(_of("report", "--force"), "out", ("report.json", "mine"), whole=False),
 }
 
