@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 : "${SENTENCES:=250}" # of the test set of each direction
 SETTINGS=$1 DATA_DIR=$WORK_DIR RESULTS=${RESULTS:-$EXAMPLE/../../docs/systems}
-: "${SYSTEMS:=merged-1 token_token-1 dense-1 dense_wide-1 merged_2bits-1 merged_continued-1 merged-2}"
+: "${SYSTEMS:=merged-1 token_token-1 language_experts-1 dense-1 dense_wide-1 merged_2bits-1 merged_continued-1 merged-2}"
 export DATA_DIR
 mkdir -p "$DATA_DIR" "$RESULTS"
 UNTIL=binary "$EXAMPLE/run.sh" "$SETTINGS"
@@ -42,7 +42,7 @@ record() (
 
 INT8="--format ctranslate2 --quantization int8"
 BINARY=$DATA_DIR/binary
-for system in merged-1 token_token-1 dense-1 dense_wide-1; do
+for system in merged-1 token_token-1 language_experts-1 dense-1 dense_wide-1; do
     record "$system" ""
     # A dense model has subnets as one whose experts are all used.
     case $system in
@@ -56,6 +56,8 @@ done
 record merged-1 subnets --baseline merged-1 --extract
 record merged-1 ctranslate2 --baseline merged-1 --extract="--format ctranslate2"
 record merged-1 int8 --baseline merged-1 --extract="$INT8"
+record language_experts-1 subnets --baseline language_experts-1 --extract
+record language_experts-1 4_bits --baseline language_experts-1 --convert "quantize --bits 4 --half fp16"
 for system in merged-1 token_token-1; do
     for bits in 8 4 3 2; do
         record "$system" "${bits}_bits" --baseline "$system" --convert "quantize --bits $bits --half fp16"

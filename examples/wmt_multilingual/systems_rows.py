@@ -44,6 +44,11 @@ TOKEN: Names = {
     ),
     "token_token-1.prune_4_random": ("subnets, 4 of 16 experts at random", ""),
 }
+LANGUAGE: Names = {
+    "language_experts-1": ("the whole model", ""),
+    "language_experts-1.subnets": ("subnets, which have the four experts of their language", ""),
+    "language_experts-1.4_bits": ("whole, experts in 4 bits", f"{ELEPHANTS}: -0.167"),
+}
 DENSE: Names = {
     "dense-1": ("dense", ""),
     "dense-1.trimmed": ("with trimmed vocabularies", ""),
@@ -79,6 +84,10 @@ ROWS: dict[str, tuple[str, Names]] = {
         "keep are chosen on the validation set, for each language.",
         TOKEN,
     ),
+    "Experts by token, of their language": (
+        "The same experts, of which a token chooses two of the four that its language has (`--moe-language-experts 4`).",
+        LANGUAGE,
+    ),
     "Dense": ("Networks of 256 units: what a token passes in the models above.", DENSE),
     "Dense, with all the weights": ("Networks of 2,048 units, all of which every token passes.", WIDE),
     "Ensembles": (
@@ -90,6 +99,7 @@ ROWS: dict[str, tuple[str, Names]] = {
 SYSTEMS = {
     "merged-1": "merged experts",
     "token_token-1": "experts by token",
+    "language_experts-1": "experts by token, of their language",
     "dense-1": "dense",
     "dense_wide-1": "dense, with all the weights",
 }
@@ -97,9 +107,9 @@ DENSES = ("dense-1", "dense_wide-1")
 # Title → the row of each system that there is.
 COLUMNS: dict[str, dict[str, str]] = {
     "as trained": {system: system for system in SYSTEMS},
-    "extracted": {"merged-1": "merged-1.subnets"},
-    "trimmed": {system: f"{system}.trimmed" for system in SYSTEMS if system != "token_token-1"},
-    "trimmed, int8": {system: f"{system}.trimmed_int8" for system in SYSTEMS if system != "token_token-1"},
+    "extracted": {system: f"{system}.subnets" for system in ("merged-1", "language_experts-1")},
+    "trimmed": {system: f"{system}.trimmed" for system in ("merged-1", *DENSES)},
+    "trimmed, int8": {system: f"{system}.trimmed_int8" for system in ("merged-1", *DENSES)},
     "all directions, 4 bits": {system: f"{system}.4_bits" for system in SYSTEMS},
     "pruned to 3/4": {system: f"{system}.keep_12" for system in DENSES},
     "to 1/2": {"token_token-1": "token_token-1.prune_8_importance"} | {each: f"{each}.keep_8" for each in DENSES},

@@ -11,6 +11,10 @@ MODEL_FLAGS=(
     --arch taskmoe_transformer_tiny --share-all-embeddings --encoder-normalize-before --decoder-normalize-before
     --dropout 0.0
 )
+TOKEN_FLAGS=(
+    --moe-freq 1 --encoder-moe-routing token --decoder-moe-routing token
+    --moe-expert-count 16 --moe-expert-ffn-dim 128 --moe-top-k 2 --moe-route-scale 2
+)
 # A thousand more updates of the trained model.
 CONTINUED_FLAGS=(
     --lr 0.001 --warmup-updates 100 --total-num-update 1000 --max-update 1000
@@ -21,12 +25,8 @@ merged-1) MODEL_FLAGS=("${MERGED_FLAGS[@]}") ;;
 merged-2) MODEL_FLAGS=("${MERGED_FLAGS[@]}") TRAIN_FLAGS+=(--seed 2) ;;
 merged_continued-1) MODEL_FLAGS=("${MERGED_FLAGS[@]}") TRAIN_FLAGS+=("${CONTINUED_FLAGS[@]}") ;;
 merged_2bits-1) MODEL_FLAGS=("${MERGED_FLAGS[@]}" --moe-expert-bits 2) TRAIN_FLAGS+=("${CONTINUED_FLAGS[@]}") ;;
-token_token-1)
-    MODEL_FLAGS+=(
-        --moe-freq 1 --encoder-moe-routing token --decoder-moe-routing token
-        --moe-expert-count 16 --moe-expert-ffn-dim 128 --moe-top-k 2 --moe-route-scale 2
-    )
-    ;;
+token_token-1) MODEL_FLAGS+=("${TOKEN_FLAGS[@]}") ;;
+language_experts-1) MODEL_FLAGS+=("${TOKEN_FLAGS[@]}" --moe-language-experts 4) ;;
 dense-1) MODEL_FLAGS+=(--moe-freq 0) ;;
 dense_wide-1) MODEL_FLAGS+=(--moe-freq 0 --encoder-ffn-embed-dim 2048 --decoder-ffn-embed-dim 2048) ;;
 *) fail "SYSTEM=$SYSTEM: no such system" 2 ;;
