@@ -85,7 +85,7 @@ ROWS: dict[str, tuple[str, Names]] = {
         TOKEN,
     ),
     "Experts by token, of their language": (
-        "The same experts, of which a token chooses two of the four that its language has (`--moe-language-experts 4`).",
+        "The same experts; a token chooses two of the four that its language has (`--moe-language-experts 4`).",
         LANGUAGE,
     ),
     "Dense": ("Networks of 256 units: what a token passes in the models above.", DENSE),
