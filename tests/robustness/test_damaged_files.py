@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from random import Random
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.robustness.cases import ENTRY_POINTS, Case, cases
 from tests.robustness.damages import trace
-from tests.robustness.running import run
+from tests.robustness.running import lay_out, run
 
 OTHERS = ("train", "generate", "interactive", "validate")  # fairseq's commands
 
@@ -29,7 +28,7 @@ def test_a_command_succeeds_as_long_as_nothing_is_wrong(
     world: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "case"
-    shutil.copytree(world, place)
+    lay_out(world, place)
     monkeypatch.chdir(place)
     ended = run(ENTRY_POINTS[name].command, tmp_path / "output")
     assert ended.status == 0, ended.errors
@@ -40,7 +39,7 @@ def test_a_damaged_file_is_named_in_one_line(
     world: Path, tmp_path: Path, case: Case, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "case"
-    shutil.copytree(world, place)
+    lay_out(world, place)
     [path] = place.glob(ENTRY_POINTS[case.entry_point].reads[case.kind])
     case.wanted.damage(path, Random(f"{case.name} {seed}"))
     before = contents(place)

@@ -12,7 +12,7 @@ import pytest
 
 from taskmoe_plugin.files.loading import load
 from tests.robustness.cases import ENTRY_POINTS, TRAIN
-from tests.robustness.running import PATIENCE, run
+from tests.robustness.running import PATIENCE, lay_out, run
 
 MOMENTS = 20
 
@@ -87,7 +87,7 @@ def test_what_a_killed_command_leaves_is_old_or_new(
     world: Path, tmp_path: Path, name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, place = WRITERS[name], tmp_path / "case"
-    shutil.copytree(world, place)
+    lay_out(world, place)
     monkeypatch.chdir(place)
     output = place / writer.output
     put(writer.old, output)
@@ -118,7 +118,7 @@ def test_a_training_that_is_killed_again_and_again_goes_on(
     world: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "case"
-    shutil.copytree(world, place)
+    lay_out(world, place)
     monkeypatch.chdir(place)
     command = (
         *TRAIN,

@@ -1,0 +1,114 @@
+"""What an update of a whole model costs a GPU, told on a machine without one, beside that of a dense model.
+
+Of the operators that PyTorch calls, those count that are a kernel launch or a few, not views. A value that the host
+reads is a wait for the GPU. All goes through fairseq's trainer with its optimizer, clipping and statistics.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairseq.trainer import Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from taskmoe_plugin.moe import products
+from tests.helpers.corpus import Corpus
+from tests.helpers.training import train
+
+pytestmark = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this PyTorch has no grouped products")
+# Transformer Base, but for its width: every second layer has experts.
+SHAPE = ("--encoder-layers", 6, "--decoder-layers", 6, "--moe-freq", 2, "--bf16")
+SHORT = ("--max-update", 1, "--no-save", "--disable-validation")
+
+
+def by(routing: str) -> tuple[str, ...]:
+    return ("--encoder-moe-routing", routing, "--decoder-moe-routing", routing)
+
+
+SYSTEMS: dict[str, tuple[Any, ...]] = {
+    "dense": ("--moe-freq", 0),
+    "source, target": (),
+    "source, target, of 32": ("--moe-expert-count", 32),
+    "merged": ("--moe-combine", "weights"),
+    "token": by("token"),
+    "token, of 32": (*by("token"), "--moe-expert-count", 32),
+    "sentence": by("sentence"),
+}
+
+
+@dataclass
+class Cost:
+    """Of one update.
+
+    Attributes:
+        operators: what is called, views left out.
+        waits: values that the host reads.
+        parameters: tensors of parameters, each of which clipping and the optimizer go over.
+    """
+
+    operators: int
+    waits: int
+    parameters: int
+
+
+class _Counted(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and not func.name().startswith(("aten::empty", "aten::_unsafe_view")):
+            self.calls[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def one_hot(index: Tensor, classes: int) -> Tensor:
+    """As on a GPU, where PyTorch does not read the values to check them."""
+    return index.new_zeros(*index.shape, classes).scatter_(-1, index.unsqueeze(-1), 1)
+
+
+@pytest.fixture(scope="module")
+def costs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cost]:
+    """The first update of each system."""
+    found: list[Cost] = []
+
+    def train_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        with _Counted() as counted:
+            logged = step(self, *args, **kwargs)
+        calls = counted.calls
+        waits = sum(calls[f"aten::{name}"] for name in ("_local_scalar_dense", "nonzero", "equal", "_unique2"))
+        found.append(Cost(calls.total(), waits, len(list(self.model.parameters()))))
+        return logged
+
+    step = Trainer.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "has_grouped_product", lambda *_: True)
+        patch.setattr(F, "one_hot", one_hot)
+        patch.setattr(Trainer, "train_step", train_step)
+        directory: Path = tmp_path_factory.mktemp("cost")
+        for flags in SYSTEMS.values():
+            train(corpus, directory, *SHAPE, *SHORT, *flags)
+    return dict(zip(SYSTEMS, found, strict=True))
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS)[1:])
+def test_an_update_costs_little_more_than_a_dense_one(costs: dict[str, Cost], name: str) -> None:
+    dense, found = costs["dense"], costs[name]
+    assert found.operators <= 1.25 * dense.operators
+    assert found.waits <= dense.waits + 2
+    assert found.parameters <= 1.05 * dense.parameters
+
+
+def test_an_update_costs_the_same_for_any_number_of_experts(costs: dict[str, Cost]) -> None:
+    for name in ("source, target", "token"):
+        assert costs[name] == costs[f"{name}, of 32"]
+
+
+def test_the_count_sees_what_clipping_and_the_optimizer_do_with_every_tensor(costs: dict[str, Cost]) -> None:
+    assert costs["dense"].operators > 10 * costs["dense"].parameters
