@@ -69,6 +69,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         self.validation_bleu: ValidationBleu | None = None
         logdir = getattr(args, "tensorboard_logdir", None) if training else None
         self.validation_usage = ValidationUsage(logdir, self.lang_pairs) if logdir else None
+        self.validation_iterators: dict[tuple[Any, ...], Any] = {}
         self.spread_experts: SpreadExperts | None = None
         self.optimizer: Any = None
         self.save_dir_lock: IO[bytes] | None = None
@@ -225,7 +226,14 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if self.args.sampling_method == "RoundRobin":
             # This one is batched by fairseq's base task, which has no hook to keep the last batch.
             kwargs["required_batch_size_multiple"] = 1
-        return super().get_batch_iterator(dataset, **kwargs)
+        if not self.training or dataset is self.datasets.get(self.args.train_subset):
+            return super().get_batch_iterator(dataset, **kwargs)
+        # fairseq would make one for every validation. Its cycle of references keeps the processes that read its data
+        # until Python collects garbage, and then PyTorch waits five seconds for each of them.
+        asked = (dataset, *sorted(kwargs.items()))
+        if asked not in self.validation_iterators:
+            self.validation_iterators[asked] = super().get_batch_iterator(dataset, **kwargs)
+        return self.validation_iterators[asked]
 
     def train_step(
         self,
