@@ -65,6 +65,7 @@ for system in merged-1 token_token-1; do
 done
 # Trained for a thousand updates more, with two bits and without.
 record merged_continued-1 "" --baseline merged-1
+record merged_continued-1 joined --baseline merged_continued-1 --convert "join $DATA_DIR/merged-1/model/$CHECKPOINT"
 record merged_2bits-1 2_bits --baseline merged-1 --convert "quantize --bits 2 --half fp16"
 for experts in 8 4; do
     for metric in importance random; do
@@ -79,6 +80,7 @@ for system in dense-1 dense_wide-1; do
         record "$system" "keep_$keep" --baseline "$system" --extract \
             --convert "moefy --experts 16 --keep $keep --data $BINARY"
     done
+    record "$system" upcycled --baseline "$system" --convert "upcycle --moe-freq 1 --moe-expert-count 16 --moe-top-k 2"
     record "$system" 4_bits --baseline "$system" --convert "moefy --experts 16" --convert "quantize --bits 4 --half fp16"
 done
 record merged-2 ""

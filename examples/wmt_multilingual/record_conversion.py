@@ -120,8 +120,8 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
     signatures = {name: {each.pop(name) for each in scores.values()} for name in ("bleu_signature", "chrf_signature")}
 
     def portable(words: Sequence[str]) -> str:
-        text = shlex.join(words).replace(str(args.work_dir), "WORK_DIR")
-        return text.replace(str(args.output), f"RESULTS/{args.output.name}")
+        text = shlex.join(words).replace(str(args.output), f"RESULTS/{args.output.name}")
+        return text.replace(str(args.work_dir), "WORK_DIR")
 
     found: dict[str, Any] = {
         "name": args.name,

@@ -27,6 +27,7 @@ MERGED: Names = {
         f"{MOQE}: 1.88 % more BLEU than dense",
     ),
     "merged_continued-1": ("trained for these updates without it", ""),
+    "merged_continued-1.joined": ("the same, joined with what it was before (`join`)", ""),
     "merged-2": ("the whole model of another seed", ""),
 }
 TOKEN: Names = {
@@ -53,6 +54,7 @@ DENSE: Names = {
     "dense-1": ("dense", ""),
     "dense-1.trimmed": ("with trimmed vocabularies", ""),
     "dense-1.trimmed_int8": ("the same in CTranslate2, int8", ""),
+    "dense-1.upcycled": ("made a mixture of 16 experts (`upcycle`)", ""),
     "dense-1.4_bits": ("feed-forward networks in 4 bits (`moefy`, `quantize`)", ""),
     "dense-1.keep_12": ("three quarters of the hidden units (`moefy`)", ""),
     "dense-1.keep_8": ("half of them", ""),
@@ -65,6 +67,7 @@ WIDE: Names = {
     "dense_wide-1": ("dense, eight times as wide", ""),
     "dense_wide-1.trimmed": ("with trimmed vocabularies", ""),
     "dense_wide-1.trimmed_int8": ("the same in CTranslate2, int8", ""),
+    "dense_wide-1.upcycled": ("made a mixture of 16 experts (`upcycle`)", ""),
     "dense_wide-1.4_bits": ("feed-forward networks in 4 bits (`moefy`, `quantize`)", ""),
     "dense_wide-1.keep_12": ("three quarters of the hidden units (`moefy`)", ""),
     "dense_wide-1.keep_8": ("half of them", ""),
