@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from types import TracebackType
 
 import torch
+from fairseq import utils
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError
 from taskmoe_plugin.files.loading import LoadError, load
@@ -24,27 +26,39 @@ _MISFITS = re.compile(r"Error\(s\) in loading state_dict for \w+:\s*([^\n]+)")
 
 
 def explain(error: BaseException) -> TaskMoEError | None:
-    """What is wrong with the checkpoint that fairseq was loading; None if it was doing something else.
+    """What is wrong with the checkpoint that fairseq was loading, or had loaded; None if that is not the reason.
 
     Args:
         error: what ends the process.
     """
     path, of_file = _loading(error.__traceback__)
-    if path is None or not isinstance(error, Exception) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if not isinstance(error, Exception) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return None
+    if path is None:
+        return _damage()
     misfit = _MISFITS.match(str(error)) or _MISFITS.match(str(error.__context__))
     if misfit:
         return UsageError(f"{path}: its weights do not fit the model ({misfit[1]}); give one of the same flags")
     if not of_file:
-        return None
+        return _damage()
     if isinstance(error, AssertionError) and str(error):
         # fairseq compares optimizer and criterion, and says which flag helps.
         return UsageError(f"{path}: {str(error)[:1].lower()}{str(error)[1:]}")
+    return _reason(path) or TaskMoEError(f"{path}: no checkpoint that fairseq can use; give one that training wrote")
+
+
+def _damage() -> TaskMoEError | None:
+    """What is wrong with a model that the command names: fairseq takes up flags that a flipped bit has changed."""
+    named = [value for flag, value in zip(sys.argv, sys.argv[1:]) if flag == "--path"]
+    return next(filter(None, (_reason(path) for each in named for path in utils.split_paths(each))), None)
+
+
+def _reason(path: str) -> TaskMoEError | None:
     try:
         load(Path(path))
     except LoadError as reason:
         return TaskMoEError(f"{path}: {reason}; {reason.remedy}")
-    return TaskMoEError(f"{path}: no checkpoint that fairseq can use; give one that training wrote")
+    return None
 
 
 def _loading(trace: TracebackType | None) -> tuple[str | None, bool]:

@@ -16,8 +16,8 @@ from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 
-from taskmoe_plugin.errors import UsageError, raise_all
-from taskmoe_plugin.files.loading import LoadError, load
+from taskmoe_plugin.errors import TaskMoEError, UsageError, raise_all
+from taskmoe_plugin.files.loading import LoadError, MissingFile, load
 from taskmoe_plugin.models.task_table import split_pair
 
 MEMORY = "taskmoe_trained"
@@ -120,12 +120,13 @@ def _memories(args: Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     if hasattr(args, MEMORY):
         yield "the checkpoint", getattr(args, MEMORY)
         return
-    for path in utils.split_paths(getattr(args, "path", None) or ""):
-        # Of a file that is not there, or cannot be read, fairseq and the model speak when they load it.
+    for path in filter(None, utils.split_paths(getattr(args, "path", None) or "")):
         try:
             cfg = load(Path(path)).get("cfg")
-        except LoadError:
-            continue
+        except MissingFile:
+            continue  # of which fairseq speaks
+        except LoadError as error:
+            raise TaskMoEError(f"{path}: {error}; {error.remedy}") from error
         if cfg and hasattr(cfg["task"], MEMORY):
             yield path, getattr(cfg["task"], MEMORY)
 

@@ -75,3 +75,15 @@ def test_what_is_not_of_the_file_is_left_alone(path: Path, error: BaseException)
 @pytest.mark.parametrize("where", [{"module": "elsewhere"}, {"then": "taskmoe_plugin.moe.experts"}])
 def test_errors_of_something_else_are_left_alone(path: Path, where: dict[str, str]) -> None:
     assert explain(raised(KeyError("x"), path, **where)) is None
+
+
+def test_whatever_fails_where_the_model_is_damaged_is_its_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = path.with_name("other.pt")
+    torch.save({"flag": 1}, other)
+    content = other.read_bytes().replace(b"flag", b"flab")
+    other.write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["fairseq-validate", "data", "--path", f"{path}:{other}"])
+    found = explain(AttributeError("'Namespace' object has no attribute 'flag'"))
+    assert str(found).startswith(f"{other}: damaged (Bad CRC-32")
+    monkeypatch.setattr("sys.argv", ["fairseq-validate", "data", "--path", str(path)])
+    assert explain(AttributeError("'Namespace' object has no attribute 'flag'")) is None

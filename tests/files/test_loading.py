@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,26 @@ def test_what_the_system_refuses_comes_with_its_reason(tmp_path: Path) -> None:
         load(tmp_path / "x.pt")
     with pytest.raises(UnreadableFile, match="File name too long"):
         load(tmp_path / ("x" * 5000))
+
+
+def test_a_flipped_bit_in_a_flag_is_damage(path: Path) -> None:
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start = content.index(archive.read("x/data.pkl"))
+        size = archive.getinfo("x/data.pkl").file_size
+    for place in range(start, start + size, 7):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises((DamagedFile, RefusedFile)):
+            load(path)
+
+
+def test_a_file_without_sums_is_loaded(path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(load(path)["model"]["w"], STATE["model"]["w"])
