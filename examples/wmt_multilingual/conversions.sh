@@ -65,7 +65,6 @@ for system in merged-1 token_token-1; do
 done
 # Trained for a thousand updates more, with two bits and without.
 record merged_continued-1 "" --baseline merged-1
-record merged_continued-1 joined --baseline merged_continued-1 --convert "join $DATA_DIR/merged-1/model/$CHECKPOINT"
 record merged_2bits-1 2_bits --baseline merged-1 --convert "quantize --bits 2 --half fp16"
 for experts in 8 4; do
     for metric in importance random; do

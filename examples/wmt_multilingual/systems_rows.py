@@ -27,7 +27,6 @@ MERGED: Names = {
         f"{MOQE}: 1.88 % more BLEU than dense",
     ),
     "merged_continued-1": ("trained for these updates without it", ""),
-    "merged_continued-1.joined": ("the same, joined with what it was before (`join`)", ""),
     "merged-2": ("the whole model of another seed", ""),
 }
 TOKEN: Names = {

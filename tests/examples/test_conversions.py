@@ -55,7 +55,7 @@ def test_a_conversion_leaves_its_sizes_scores_and_commands(work: Path, monkeypat
         "taskmoe convert quantize WORK_DIR/model.pt --output SCRATCH/converted0.pt --bits 4 --half fp16"
     ]
     assert whole["training"] == "fairseq-train WORK_DIR/binary --moe-expert-count 4"
-    assert "--name whole --lang-pairs en-de,de-en --sentences 12 --output WORK_DIR/whole.json" in whole["command"]
+    assert "--name whole --lang-pairs en-de,de-en --sentences 12 --output RESULTS/whole.json" in whole["command"]
     assert str(work) not in json.dumps([whole, packed, fast])
 
 
