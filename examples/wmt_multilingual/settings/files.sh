@@ -19,7 +19,8 @@ TASK_FLAGS=(
 )
 MODEL_FLAGS=(
     --arch "$ARCH" --share-all-embeddings --encoder-normalize-before --decoder-normalize-before
-    --encoder-moe-routing source --decoder-moe-routing target --moe-expert-count 8 --moe-top-k 2 --dropout 0.2
+    --encoder-moe-routing source --decoder-moe-routing target --moe-expert-count 8 --moe-combine weights --moe-freq 1
+    --dropout 0.2
 )
 CRITERION_FLAGS=(--criterion taskmoe_label_smoothed_cross_entropy --label-smoothing 0.1)
 TRAIN_FLAGS=(
