@@ -31,9 +31,9 @@ def explain(error: BaseException) -> TaskMoEError | None:
     Args:
         error: what ends the process.
     """
-    path, of_file = _loading(error.__traceback__)
     if not isinstance(error, Exception) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return None
+    path, of_file = _loading(error.__traceback__)
     if path is None:
         return _damage()
     misfit = _MISFITS.match(str(error)) or _MISFITS.match(str(error.__context__))

@@ -7,8 +7,10 @@ standard streams, and ends with that one's exit status. All else of a step is as
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -39,6 +41,7 @@ sys.exit(status[0] if status else 137)
 def serve() -> Path:
     """Start to serve, for as long as this process lives, and return the directory to put first on the path."""
     directory = Path(tempfile.mkdtemp(prefix="commands-"))
+    atexit.register(shutil.rmtree, directory)
     address = str(directory / "socket")
     for name in ENTRY_POINTS:
         client = directory / name
