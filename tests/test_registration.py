@@ -44,6 +44,8 @@ LIGHT = {"cli", "files", "moe", "translate"}
 PARTS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py") if path.parent.name not in LIGHT)
 FIRST = [
     "import fairseq, taskmoe_plugin",
+    "import taskmoe_plugin",
+    "import taskmoe_plugin, fairseq",
     *(f"import taskmoe_plugin.{part}" for part in PARTS),
     "from taskmoe_plugin.models.task_table import split_pair",
     "import taskmoe_plugin.bench.workers, taskmoe_plugin.parallel.shards",

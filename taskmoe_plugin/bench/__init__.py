@@ -3,7 +3,3 @@
 Every figure is a ratio of two things timed in one run, in turns, after a warm-up: the median of the ratios of all
 repetitions, with their quartiles. Nothing outside ``taskmoe bench`` imports this package.
 """
-
-from taskmoe_plugin.registration import register
-
-register()

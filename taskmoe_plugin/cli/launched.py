@@ -8,8 +8,6 @@ import signal
 import sys
 from importlib.metadata import entry_points
 
-from taskmoe_plugin.registration import register
-
 PARENT = "TASKMOE_LAUNCHER"  # the variable that has the process id of the launcher
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
@@ -45,10 +43,7 @@ def main() -> None:
     end_with_parent()
     command = sys.argv[1:]
     sys.argv = [*command, *flags(command)]
-    run = next(iter(entry_points(group="console_scripts", name=command[0]))).load()
-    # This package was imported before fairseq, which takes it for registered.
-    register()
-    run()
+    next(iter(entry_points(group="console_scripts", name=command[0]))).load()()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,3 @@
 source      the checkpoint that is converted, of which only what is asked for is read
 conversion  what all conversions have in common: they are checked, written in one step, and say what they changed
 """
-
-from taskmoe_plugin.registration import register
-
-register()

@@ -2,8 +2,5 @@
 
 from taskmoe_plugin.criterions.taskmoe_label_smoothed_cross_entropy import TaskMoELabelSmoothedCrossEntropyCriterion
 from taskmoe_plugin.criterions.taskmoe_word_distillation import TaskMoEWordDistillationCriterion
-from taskmoe_plugin.registration import register
 
 __all__ = ["TaskMoELabelSmoothedCrossEntropyCriterion", "TaskMoEWordDistillationCriterion"]
-
-register()

@@ -1,8 +1,5 @@
 """The ``taskmoe_transformer`` model: stock fairseq Transformer stacks with MoE layers in them."""
 
 from taskmoe_plugin.models.taskmoe_transformer import TaskMoETransformerModel
-from taskmoe_plugin.registration import register
 
 __all__ = ["TaskMoETransformerModel"]
-
-register()

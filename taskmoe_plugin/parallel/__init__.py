@@ -1,5 +1,4 @@
 """Expert parallel in fairseq: what has to be refused, gradients, checkpoints."""
 
-from taskmoe_plugin.registration import register
-
-register()
+# What registers once fairseq is imported needs modules of this package: they must not be half imported then.
+import fairseq  # noqa: F401

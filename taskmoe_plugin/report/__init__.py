@@ -1,5 +1,1 @@
 """A picture of a trained model: which tasks use which experts, and what each subnet would weigh."""
-
-from taskmoe_plugin.registration import register
-
-register()

@@ -13,7 +13,3 @@ verify      the subnet against the full model
 extract     all of it together
 scratch     checkpoints that are written without being in memory
 """
-
-from taskmoe_plugin.registration import register
-
-register()

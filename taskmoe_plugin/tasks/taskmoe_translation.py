@@ -20,7 +20,6 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import UsageError, use_one_line_errors
 from taskmoe_plugin.files.dictionaries import read_dictionary
-from taskmoe_plugin.files.explaining import explain
 from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
 from taskmoe_plugin.models.subnet_shape import take_up_pruning
@@ -29,6 +28,7 @@ from taskmoe_plugin.parallel.flags import check_flags
 from taskmoe_plugin.parallel.memory import out_of_memory_ends_all
 from taskmoe_plugin.parallel.resuming import Start, check_start, checkpoint_directories
 from taskmoe_plugin.parallel.spread_experts import SpreadExperts
+from taskmoe_plugin.tasks.damaged_files import explain
 from taskmoe_plugin.tasks.explaining import explain_divergence, explain_flag
 from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids

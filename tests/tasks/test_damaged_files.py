@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError
-from taskmoe_plugin.files.explaining import explain
+from taskmoe_plugin.tasks.damaged_files import explain
 
 
 def raised(error: BaseException, path: Path, module: str = "fairseq.trainer", then: str = "") -> BaseException:
