@@ -10,13 +10,25 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 : "${SENTENCES:=250}" # of the test set of each direction
 SETTINGS=$1 DATA_DIR=$WORK_DIR RESULTS=${RESULTS:-$EXAMPLE/../../docs/systems}
-: "${SYSTEMS:=merged-1 token_token-1 language_experts-1 dense-1 dense_wide-1 merged_2bits-1 merged_continued-1 merged-2}"
+: "${SYSTEMS:=merged-1 token_token-1 language_experts-1 dense-1 dense_wide-1 merged_2bits-1 merged_continued-1 merged-2
+token_continued-1 token_continued-2 token_again-1 joined-1}"
 export DATA_DIR
 mkdir -p "$DATA_DIR" "$RESULTS"
 UNTIL=binary "$EXAMPLE/run.sh" "$SETTINGS"
 
+# trained SYSTEM...: whether all of them are.
+trained() {
+    local system
+    for system; do
+        [[ -e $DATA_DIR/$system/model/finished ]] || return 1
+    done
+}
+
 for SYSTEM in $SYSTEMS; do
-    [[ ! -e $DATA_DIR/$SYSTEM/model/finished ]] || continue
+    ! trained "$SYSTEM" || continue
+    if [[ $SYSTEM == joined-1 && ! -e $DATA_DIR/joined.pt ]]; then
+        taskmoe convert join "$DATA_DIR"/token_continued-{1,2}/model/"$CHECKPOINT" --output "$DATA_DIR/joined.pt"
+    fi
     echo "== training $SYSTEM"
     mkdir -p "$DATA_DIR/$SYSTEM"
     ln -sfn ../binary "$DATA_DIR/$SYSTEM/binary"
@@ -29,7 +41,7 @@ record() (
     name=$1${2:+.$2} systems=${1//+/ } checkpoints=()
     [[ ! -f $RESULTS/$name.json ]] || exit 0
     for system in $systems; do
-        [[ -e $DATA_DIR/$system/model/finished ]] || exit 0
+        trained "$system" || exit 0
         checkpoints+=("$DATA_DIR/$system/model/$CHECKPOINT")
     done
     echo "== $name"
@@ -74,6 +86,16 @@ for experts in 8 4; do
 done
 record token_token-1 prune_8_4_bits --baseline token_token-1 --extract=--half=fp16 \
     --convert "prune --experts 8 --data $BINARY" --convert "quantize --bits 4 --half fp16"
+# Joined: two that went on from one start, and for comparison one that had as many updates as what is made of them.
+if trained token_again-1 token_continued-{1,2}; then
+    record token_again-1 ""
+    for system in token_continued-1 token_continued-2 joined-1; do
+        record "$system" "" --baseline token_again-1
+    done
+    record token_continued-1 joined --baseline token_again-1 \
+        --convert "join $DATA_DIR/token_continued-2/model/$CHECKPOINT"
+    record token_continued-1+token_continued-2 ensemble --baseline token_again-1
+fi
 for system in dense-1 dense_wide-1; do
     for keep in 12 8 4; do
         record "$system" "keep_$keep" --baseline "$system" --extract \

@@ -44,6 +44,14 @@ TOKEN: Names = {
     ),
     "token_token-1.prune_4_random": ("subnets, 4 of 16 experts at random", ""),
 }
+JOINED: Names = {
+    "token_again-1": ("one of them trained for 1,000 updates more", ""),
+    "token_continued-1": ("one of them", ""),
+    "token_continued-2": ("the other", ""),
+    "token_continued-1+token_continued-2.ensemble": ("both as an ensemble", ""),
+    "token_continued-1.joined": ("joined (`join`)", ""),
+    "joined-1": ("joined and trained for 1,000 updates more", ""),
+}
 LANGUAGE: Names = {
     "language_experts-1": ("the whole model", ""),
     "language_experts-1.subnets": ("subnets, which have the four experts of their language", ""),
@@ -85,6 +93,11 @@ ROWS: dict[str, tuple[str, Names]] = {
         "As many weights, in 16 experts of 128 units, of which a token uses two (`--moe-route-scale 2`). The ones to "
         "keep are chosen on the validation set, for each language.",
         TOKEN,
+    ),
+    "Experts by token, joined": (
+        "Two that went on from the whole model above for 1,000 updates each, with different seeds; joined they have 32 "
+        "experts, of which a token uses two. Tested against one of them that went on as the joined model did.",
+        JOINED,
     ),
     "Experts by token, of their language": (
         "The same experts; a token chooses two of the four that its language has (`--moe-language-experts 4`).",
