@@ -58,7 +58,8 @@ class Gates:
 def top_k_gates(logits: Tensor, k: int, scale: float = 1.0, threshold: float = 0.0) -> Gates:
     """Choose the k best experts of each unit.
 
-    For k > 1 the softmax probabilities of the chosen experts are renormalised to sum to 1 (GShard, algorithm 1).
+    For k > 1 the softmax probabilities of the chosen experts are renormalised to sum to 1 (GShard, algorithm 1), which
+    is the softmax of their logits.
     For k = 1 the probability itself is the weight (Switch Transformer, equation 2): renormalised it would be the
     constant 1, and the translation loss would have no gradient with respect to the gate.
 
@@ -70,12 +71,12 @@ def top_k_gates(logits: Tensor, k: int, scale: float = 1.0, threshold: float = 0
             need to sum to this (XMoE, Yang et al. 2024); 0: all k.
     """
     probs = logits.softmax(dim=-1)
-    weights, experts = probs.topk(k, dim=-1)
+    best, experts = (probs if threshold or k == 1 else logits).topk(k, dim=-1)
     if threshold:
-        enough = weights.cumsum(dim=-1) - weights >= threshold
-        weights = weights.masked_fill(enough, 0.0)
-    elif k > 1:
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        enough = best.cumsum(dim=-1) - best >= threshold
+        weights = best.masked_fill(enough, 0.0)
+    else:
+        weights = best if k == 1 else best.softmax(dim=-1)
     return Gates(logits, probs, experts, weights if scale == 1 else weights * scale, sparse=threshold > 0)
 
 
