@@ -117,7 +117,9 @@ class Experts(nn.Module):
 
     def _parts(self, merging: Tensor | None) -> list[Tensor]:
         """The parts of all networks, each (P, …), in the order of ``PARTS``."""
-        stacked = [self._rounded(part, getattr(self, part.replace(".", "_"))) for part in PARTS]
+        stacked: list[Tensor] = [self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias]
+        if self.bits:
+            stacked = [self._rounded(part, tensor) for part, tensor in zip(PARTS, stacked)]
         if merging is None:
             return stacked
         with full_precision(merging.device):

@@ -7,8 +7,7 @@ the model, automatic mixed precision included (Switch Transformer, section 2.4).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """Within the context automatic mixed precision leaves everything in the type it has."""
-    # The meta device has no mixed precision.
-    with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
-        yield
+    # The meta device has no mixed precision. Where it is off there is nothing to do, which a GPU need not wait for.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @dataclass(frozen=True)

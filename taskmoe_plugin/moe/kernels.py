@@ -93,11 +93,10 @@ def gather_weighted(
     Returns:
         (A, C) in the type of ``y``, and (N, K) fp32.
     """
-    rows = y.size(0)
-    order, row = order.narrow(0, 0, rows), row.narrow(0, 0, rows)
-    of_weights = None
-    if with_weights:
-        of_weights = torch.empty_like(weights) if rows == weights.numel() else torch.zeros_like(weights)
+    of_weights = torch.empty_like(weights) if with_weights else None
+    if y.size(0) < weights.numel():
+        order, row = order.narrow(0, 0, y.size(0)), row.narrow(0, 0, y.size(0))
+        of_weights = None if of_weights is None else of_weights.zero_()
     if (kernels := _fused(y)) and y.numel():
         return kernels.gather_weighted(grad, row, weights, order, y, of_weights), of_weights
     each = grad.index_select(0, row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -35,10 +36,10 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups, relu
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    with torch.autocast(kind, enabled=False):
-        way = _Grouped if has_grouped_product(x, weight) else _Sliced
-        return way.apply(x, weight, bias, groups, relu)  # type: ignore[no-any-return, no-untyped-call]
+        with torch.autocast(kind, enabled=False):
+            return grouped_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), groups, relu)
+    way = _Grouped if has_grouped_product(x, weight) else _Sliced
+    return way.apply(x, weight, bias, groups, relu)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def has_grouped_product(x: Tensor, weight: Tensor) -> bool:
@@ -50,10 +51,17 @@ def has_grouped_product(x: Tensor, weight: Tensor) -> bool:
         return False
     if weight.size(1) % ALIGNMENT or weight.size(2) % ALIGNMENT:
         return False
-    return torch.cuda.get_device_capability(x.device)[0] >= HOPPER
+    return _generation(x.device) >= HOPPER
+
+
+@functools.cache
+def _generation(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def _product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    if a.dtype == torch.bfloat16:
+        return F.grouped_mm(a, b, offs=ends)
     # The kernel is for bf16 alone; in fp16 it is used with inputs and outputs rounded, which costs 3 bits of precision
     # and a pass over the weights, where a product for each expert would cost launches by the hundred.
     return F.grouped_mm(a.bfloat16(), b.bfloat16(), offs=ends).to(a.dtype)
@@ -89,7 +97,7 @@ def _through_relu(grad: Tensor, positive: Tensor | None) -> Tensor:
 
 def _leaves_garbage(x: Tensor) -> bool:
     # On Blackwell the gradient of empty groups is not written.
-    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= BLACKWELL
+    return x.is_cuda and _generation(x.device) >= BLACKWELL
 
 
 class _Sliced(torch.autograd.Function):

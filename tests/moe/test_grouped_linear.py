@@ -97,24 +97,24 @@ def test_rows_that_need_no_gradient_get_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "widths", "capability", "expected"),
+    ("device", "dtype", "widths", "generation", "expected"),
     [
-        ("cuda", torch.bfloat16, (16, 24), (9, 0), True),
-        ("cuda", torch.float16, (16, 24), (10, 0), True),
-        ("cuda", torch.float32, (16, 24), (9, 0), False),
-        ("cuda", torch.bfloat16, (16, 24), (8, 0), False),  # Ampere: PyTorch would copy the ends to the host
-        ("cuda", torch.bfloat16, (16, 1365), (9, 0), False),  # rows that are not aligned
-        ("cuda", torch.bfloat16, (12, 24), (9, 0), False),
-        ("cpu", torch.bfloat16, (16, 24), (9, 0), False),
+        ("cuda", torch.bfloat16, (16, 24), 9, True),
+        ("cuda", torch.float16, (16, 24), 10, True),
+        ("cuda", torch.float32, (16, 24), 9, False),
+        ("cuda", torch.bfloat16, (16, 24), 8, False),  # Ampere: PyTorch would copy the ends to the host
+        ("cuda", torch.bfloat16, (16, 1365), 9, False),  # rows that are not aligned
+        ("cuda", torch.bfloat16, (12, 24), 9, False),
+        ("cpu", torch.bfloat16, (16, 24), 9, False),
     ],
 )
 @needs_grouped_mm
 def test_grouped_products_are_used_where_there_is_a_kernel(
-    device: str, dtype: torch.dtype, widths: tuple[int, int], capability: tuple[int, int], expected: bool, monkeypatch
+    device: str, dtype: torch.dtype, widths: tuple[int, int], generation: int, expected: bool, monkeypatch
 ) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(module, "_generation", lambda _: generation)
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(3, widths[0], device=device, dtype=dtype)
         weight = torch.empty(2, widths[1], widths[0], device=device, dtype=dtype)
