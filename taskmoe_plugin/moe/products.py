@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from taskmoe_plugin.moe.groups import Groups
-from taskmoe_plugin.moe.kernels import add_bias_
+from taskmoe_plugin.moe.kernels import add_bias_, sum_by_group
 
 HOPPER, BLACKWELL = 9, 10  # major compute capabilities
 ALIGNMENT = 8  # rows of half-precision matrices must be a multiple of 16 bytes
@@ -82,13 +82,13 @@ class _Grouped(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, positive = ctx.saved_tensors
-        ends, members = ctx.groups.ends, ctx.groups.members(x.dtype)
+        ends = ctx.groups.ends
         grad = _through_relu(grad.contiguous(), positive)
         grad_x = _product(grad, weight, ends) if ctx.needs_input_grad[0] else None
         grad_weight = _product(grad.t(), x, ends)
         if _leaves_garbage(x):
             grad_weight.masked_fill_(torch.diff(ends, prepend=ends.new_zeros(1)).eq(0).view(-1, 1, 1), 0)
-        return grad_x, grad_weight, members.t() @ grad, None, None
+        return grad_x, grad_weight, sum_by_group(grad, ctx.groups), None, None
 
 
 def _through_relu(grad: Tensor, positive: Tensor | None) -> Tensor:
