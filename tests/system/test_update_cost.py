@@ -1,7 +1,7 @@
 """What an update of a whole model costs a GPU, told on a machine without one, beside that of a dense model.
 
-Of the operators that PyTorch calls, those count that are a kernel launch or a few, not views. A value that the host
-reads is a wait for the GPU. All goes through fairseq's trainer with its optimizer, clipping and statistics.
+Of the operators that PyTorch calls, those count that are a kernel launch or a few, not views. Whenever the host reads
+values it waits for the GPU. All goes through fairseq's trainer with its optimizer, clipping and statistics.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,7 +33,7 @@ def by(routing: str) -> tuple[str, ...]:
 
 
 SYSTEMS: dict[str, tuple[Any, ...]] = {
-    "dense": ("--moe-freq", 0),
+    "dense": ("--moe-freq", 0, "--criterion", "label_smoothed_cross_entropy"),
     "source, target": (),
     "source, target, of 32": ("--moe-expert-count", 32),
     "merged": ("--moe-combine", "weights"),
@@ -48,7 +49,7 @@ class Cost:
 
     Attributes:
         operators: what is called, views left out.
-        waits: values that the host reads.
+        waits: how often the host reads values, also to log the update.
         parameters: tensors of parameters, each of which clipping and the optimizer go over.
     """
 
@@ -79,18 +80,26 @@ def costs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     found: list[Cost] = []
 
     def train_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        with _Counted() as counted:
+        lists.clear()
+        with _Counted() as counted, metrics.aggregate() as logging:
             logged = step(self, *args, **kwargs)
+            logging.get_smoothed_values()
         calls = counted.calls
         waits = sum(calls[f"aten::{name}"] for name in ("_local_scalar_dense", "nonzero", "equal", "_unique2"))
-        found.append(Cost(calls.total(), waits, len(list(self.model.parameters()))))
+        found.append(Cost(calls.total(), waits + len(lists), len(list(self.model.parameters()))))
         return logged
 
-    step = Trainer.train_step
+    def tolist(self: Tensor) -> Any:
+        lists.append(1)
+        return read(self)
+
+    lists: list[int] = []
+    step, read = Trainer.train_step, Tensor.tolist
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "has_grouped_product", lambda *_: True)
         patch.setattr(F, "one_hot", one_hot)
         patch.setattr(Trainer, "train_step", train_step)
+        patch.setattr(Tensor, "tolist", tolist)
         directory: Path = tmp_path_factory.mktemp("cost")
         for flags in SYSTEMS.values():
             train(corpus, directory, *SHAPE, *SHORT, *flags)
