@@ -6,7 +6,6 @@ values it waits for the GPU. All goes through fairseq's trainer with its optimiz
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from taskmoe_plugin.moe import products
 from tests.helpers.corpus import Corpus
+from tests.helpers.operators import CountedOperators
 from tests.helpers.training import train
 
 pytestmark = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this PyTorch has no grouped products")
@@ -58,17 +57,6 @@ class Cost:
     parameters: int
 
 
-class _Counted(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view and not func.name().startswith(("aten::empty", "aten::_unsafe_view")):
-            self.calls[func.name()] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def one_hot(index: Tensor, classes: int) -> Tensor:
     """As on a GPU, where PyTorch does not read the values to check them."""
     return index.new_zeros(*index.shape, classes).scatter_(-1, index.unsqueeze(-1), 1)
@@ -81,12 +69,11 @@ def costs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
     def train_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         lists.clear()
-        with _Counted() as counted, metrics.aggregate() as logging:
+        with CountedOperators() as counted, metrics.aggregate() as logging:
             logged = step(self, *args, **kwargs)
             logging.get_smoothed_values()
-        calls = counted.calls
-        waits = sum(calls[f"aten::{name}"] for name in ("_local_scalar_dense", "nonzero", "equal", "_unique2"))
-        found.append(Cost(calls.total(), waits + len(lists), len(list(self.model.parameters()))))
+        waits = sum(counted.calls[f"aten::{name}"] for name in ("_local_scalar_dense", "nonzero", "equal", "_unique2"))
+        found.append(Cost(counted.launches, waits + len(lists), len(list(self.model.parameters()))))
         return logged
 
     def tolist(self: Tensor) -> Any:
