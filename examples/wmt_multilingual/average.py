@@ -10,12 +10,9 @@ from typing import Any
 
 import torch
 
+import taskmoe_plugin.tasks  # noqa: F401  (fairseq's checkpoints hold flags, which the plugin lets load safely)
 import text
-from taskmoe_plugin.registration import register
 from text import TextError
-
-# fairseq's checkpoints hold flags, which the plugin lets load safely.
-register()
 
 NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 

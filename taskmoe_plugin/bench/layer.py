@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from taskmoe_plugin.memory import keep_freed_memory
 from taskmoe_plugin.moe import (
     Experts,
     MoELayer,
+    Routing,
     SentenceRouter,
     TaskGates,
     TokenRouter,
@@ -35,10 +37,11 @@ MAX_ROWS = 128  # a batch has at most this many sentences; more tokens make them
 FAIRSCALE_LIMIT = 2**27  # elements of its (tokens, experts, capacity) masks, of which it makes half a dozen
 
 System = Callable[[], object]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def run(args: Namespace) -> list[Row]:
-    """Time every requested combination; one row for each system, shape, dtype and pass."""
+    """Time every requested combination; one row for each system, shape, dtype and pass, with the time of one layer."""
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     if args.device == "cpu":
@@ -62,7 +65,7 @@ def _measure(systems: dict[str, System], args: Namespace, device: torch.device, 
     rows = []
     for name, values in seconds.items():
         ratio = paired_ratios(seconds[REFERENCE], values)
-        figures = {"milliseconds": 1e3 * Summary.of(values).median, "ratio": ratio.median}
+        figures = {"milliseconds": 1e3 * Summary.of(values).median / args.layers, "ratio": ratio.median}
         figures.update(ratio_low=ratio.low, ratio_high=ratio.high, **_peak(systems[name], device))
         rows.append({**shape, "system": name, **figures})
     return rows
@@ -81,14 +84,14 @@ def _peak(system: System, device: torch.device) -> dict[str, int]:
 
 
 class LayerSystems:
-    """The systems of one shape. All MoE layers share one set of experts.
+    """The systems of one shape, each a stack of L layers one after the other. All MoE layers share their experts.
 
-    ``task`` chooses its experts and routes anew in each pass, which a stack does once for all its layers; the host
-    knows the number of tokens of each expert, which a stack finds out once. ``one-task`` is, in the forward pass, the
-    network to which evaluation folds the experts of a batch of one task, once for all steps of decoding it.
+    ``task`` chooses its experts and routes anew in each pass, as a stack does: once for all its layers. The host knows
+    the number of tokens of each expert, which a stack finds out once. ``one-task`` is, in the forward pass, the network
+    to which evaluation folds the experts of a batch of one task, once for all steps of decoding it.
 
     Args:
-        args: ``width``, ``ffn_dim``, ``top_k``, ``tasks``, ``systems``.
+        args: ``layers``, ``width``, ``ffn_dim``, ``top_k``, ``tasks``, ``systems``.
         tokens: N, tokens in the batch, none of them padding.
         experts: E.
         dtype, device: of activations and experts; gates compute in fp32.
@@ -100,9 +103,13 @@ class LayerSystems:
         batch = math.gcd(tokens, MAX_ROWS)
         self.x = torch.randn(tokens // batch, batch, args.width, device=device, dtype=dtype)
         self.grad = torch.randn_like(self.x)
-        self.dense = FeedForwardModule(args.width, args.top_k * args.ffn_dim).to(device, dtype)
-        self.experts = Experts(experts, args.width, args.ffn_dim, F.relu).to(device, dtype)
+        self.dense = self._each(lambda: FeedForwardModule(args.width, args.top_k * args.ffn_dim))
+        self.experts = self._each(lambda: Experts(experts, args.width, args.ffn_dim, F.relu))
         self.padding = torch.zeros(batch, tokens // batch, dtype=torch.bool, device=device)
+
+    def _each(self, make: Callable[[], Layer]) -> list[Layer]:
+        """A module for each layer."""
+        return [make().to(self.x.device, self.x.dtype) for _ in range(self.args.layers)]
 
     def build(self, mode: str) -> dict[str, System]:
         """The systems that can run this shape, the reference first, as functions that make one pass."""
@@ -140,60 +147,75 @@ class LayerSystems:
 
     def _module(self, name: str, forward_only: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         if name == REFERENCE:
-            return self.dense, self.dense
+            stack = nn.Sequential(*self.dense)
+            return stack, stack
         if name == "fairscale":
             return self._fairscale()
         if name in ("token", "sentence"):
             router = TokenRouter if name == "token" else SentenceRouter
-            layer = MoELayer(self.num_experts, self.experts, router(self.args.width, self.num_experts, self.args.top_k))
+            shape = self.args.width, self.num_experts, self.args.top_k
+            layers = [MoELayer(self.num_experts, experts, router(*shape)) for experts in self.experts]
             tokens = Tokens.from_padding(self.padding)
-            return layer, lambda x: layer(x, tokens)[0]
+            return nn.ModuleList(layers), lambda x: _one_after_the_other(layers, x, [tokens] * len(layers))
         return self._by_task(self.args.tasks if name == "task" else 1, forward_only)
 
     def _by_task(self, tasks: int, forward_only: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         device, tokens = self.x.device, Tokens.from_padding(self.padding)
-        gates = TaskGates(1, tasks, self.args.width, self.num_experts, self.args.top_k).to(device)
+        shape = self.args.layers, tasks, self.args.width, self.num_experts, self.args.top_k
+        gates = TaskGates(*shape).to(device)
         chosen = gates()
         if tasks == 1 and forward_only:
             with torch.no_grad():
-                folded = self.experts.fold(chosen.experts[0, 0].tolist(), chosen.weights[0, 0])
-            return self.experts, folded
-        layer = MoELayer(self.num_experts, self.experts)
+                choices = zip(self.experts, chosen.experts[:, 0].tolist(), chosen.weights[:, 0])
+                folded = [experts.fold(each, weights) for experts, each, weights in choices]
+            return nn.ModuleList(self.experts), lambda x: functools.reduce(lambda y, network: network(y), folded, x)
+        layers = [MoELayer(self.num_experts, experts) for experts in self.experts]
         unit = tokens.row % tasks
         share = torch.full((tasks,), 1 / tasks, device=device)
-        owners = chosen.experts[0].index_select(0, unit).flatten()
-        counts = [[owners.bincount(minlength=self.num_experts).tolist()]]
+        owners = chosen.experts.index_select(1, unit).flatten(1)
+        counts = [[each.bincount(minlength=self.num_experts).tolist()] for each in owners]
 
         def call(x: Tensor) -> Tensor:
-            (routing,) = routings_of_units(gates(), unit, tokens, share, counts, by_task=True)
-            output: Tensor = layer(x, routing)[0]
-            return output
+            routings = routings_of_units(gates(), unit, tokens, share, counts, by_task=True)
+            return _one_after_the_other(layers, x, routings)
 
-        return nn.ModuleList([gates, layer]), call
+        return nn.ModuleList([gates, *layers]), call
 
     def _fairscale(self) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         from fairscale.nn.moe import MOELayer, Top2Gate
 
-        shape = self.args.width, self.args.ffn_dim
-        experts = nn.ModuleList(FeedForwardModule(*shape) for _ in range(self.num_experts)).to(self.x.device)
-        layer = MOELayer(Top2Gate(self.args.width, self.num_experts), experts)
-        return layer, lambda x: layer(x.view(self.tokens, 1, -1)).view_as(x)
+        def make() -> nn.Module:
+            width = self.args.width
+            experts = nn.ModuleList(FeedForwardModule(width, self.args.ffn_dim) for _ in range(self.num_experts))
+            layer: nn.Module = MOELayer(Top2Gate(width, self.num_experts), experts)
+            return layer
+
+        layers = nn.Sequential(*self._each(make))
+        return layers, lambda x: layers(x.view(self.tokens, 1, -1)).view_as(x)
 
     def _products(self, forward_only: bool) -> System:
         # What no feed-forward network of this work can do without: two matrix products forward, four backward.
         x, grad = self.x.view(self.tokens, -1), self.grad.view(self.tokens, -1)
-        w1, w2 = self.dense.fc1.weight.detach(), self.dense.fc2.weight.detach()
+        weights = [(each.fc1.weight.detach(), each.fc2.weight.detach()) for each in self.dense]
 
-        def forward() -> tuple[Tensor, Tensor]:
-            hidden = x @ w1.t()
-            return hidden, hidden @ w2.t()
+        def forward() -> None:
+            for w1, w2 in weights:
+                (x @ w1.t()) @ w2.t()
 
-        def forward_backward() -> tuple[Tensor, ...]:
-            hidden, _ = forward()
-            grad_hidden = grad @ w2
-            return grad.t() @ hidden, grad_hidden.t() @ x, grad_hidden @ w1
+        def forward_backward() -> None:
+            for w1, w2 in weights:
+                hidden = x @ w1.t()
+                hidden @ w2.t()
+                grad_hidden = grad @ w2
+                grad.t() @ hidden, grad_hidden.t() @ x, grad_hidden @ w1
 
         return forward if forward_only else forward_backward
+
+
+def _one_after_the_other(layers: Sequence[MoELayer], x: Tensor, routings: Sequence[Routing | Tokens]) -> Tensor:
+    for layer, routing in zip(layers, routings):
+        x, _ = layer(x, routing)
+    return x
 
 
 class FeedForwardModule(nn.Module):

@@ -49,6 +49,8 @@ def _add_layer(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--tokens", type=_positive, nargs="+", default=[1, 32, 512, 4096], metavar="N", help="tokens in a batch")
     add("--experts", type=_positive, nargs="+", default=[32], metavar="E", help="experts in the layer")
+    help_text = "layers one after the other, for all of which tasks are routed once; times are those of one"
+    add("--layers", type=_positive, default=1, metavar="N", help=help_text)
     add("--top-k", type=_positive, default=2, metavar="K", help="experts per token")
     add("--tasks", type=_positive, default=8, metavar="N", help="tasks in a batch, for the system 'task'")
     add("--width", type=_positive, default=512, metavar="N", help="width of the model")

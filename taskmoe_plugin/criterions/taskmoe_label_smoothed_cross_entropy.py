@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -112,8 +113,8 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
             for name, weight in weights.items():
                 if weight:
                     loss = loss + scale * len(records) * weight * found[name]
-            for name, value in found.items():
-                logging_output[f"{stack}_{name}"] = value.data * scale
+            sums = torch.stack(list(found.values())).data * scale
+            logging_output.update(zip([f"{stack}_{name}" for name in found], sums))
         logging_output["loss"] = loss.data
         if self.report_accuracy:
             n_correct, total = self.compute_accuracy(model, net_output, sample)
@@ -163,11 +164,22 @@ class TaskMoELabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriteri
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Log the sums of several batches or processes."""
-        super().reduce_metrics(logging_outputs)
-        sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
-        for stack in STACKS:
-            for name in STATISTICS:
-                if not any(f"{stack}_{name}" in log for log in logging_outputs):
-                    continue
-                total = sum(log.get(f"{stack}_{name}", 0) for log in logging_outputs)
-                metrics.log_scalar(f"{stack}_{name}", total / sample_size, sample_size, round=3)
+        totals = _read_sums(logging_outputs)
+        super().reduce_metrics([totals])
+        sample_size = totals["sample_size"]
+        for stack, name in product(STACKS, STATISTICS):
+            if f"{stack}_{name}" in totals:
+                mean = totals[f"{stack}_{name}"] / sample_size
+                metrics.log_scalar(f"{stack}_{name}", mean, sample_size, round=3)
+
+
+def _read_sums(logging_outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What batches have logged as single numbers, summed. The host waits for a GPU once to read all of it.
+
+    Of a tensor fairseq reads each number by itself, and twice in every update.
+    """
+    single = [name for name, value in logging_outputs[0].items() if not torch.is_tensor(value) or not value.dim()]
+    sums = {name: sum(log.get(name, 0) for log in logging_outputs) for name in single}
+    tensors = {name: value for name, value in sums.items() if torch.is_tensor(value)}
+    read = torch.stack(list(tensors.values())).tolist() if tensors else []
+    return {**sums, **dict(zip(tensors, read))}

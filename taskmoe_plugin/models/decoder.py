@@ -34,7 +34,7 @@ def mean_of_source(encoder_out: Tensor, padding: Tensor) -> Tensor:
 
 
 def _language_ids(encoder_out: dict[str, list[Any]]) -> tuple[Tensor | None, Tensor | None]:
-    source, target = (next(iter(encoder_out[name]), None) for name in ("src_lang_id", "tgt_lang_id"))
+    source, target = next(iter(encoder_out["lang_ids"]), (None, None))
     return source, target
 
 
@@ -90,11 +90,11 @@ class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
         self, tokens: Tensor, encoder_out: dict[str, list[Any]], incremental_state: dict[str, Any] | None
     ) -> StackRouting:
         if incremental_state is not None:
-            tokens = tokens[:, -1:]
             if self.moe_config.group is not None:
                 self._is_anyone_decoding(here=True)
             elif FOLDED in incremental_state:
                 return cast(StackRouting, incremental_state[FOLDED])
+            tokens = tokens[:, -1:]
         sentence = None
         if self.moe_config.routing == "sentence" and self.routed_layers:
             sentence = mean_of_source(encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0])
@@ -107,6 +107,8 @@ class TaskMoEDecoder(RoutedStack, TransformerDecoderBase):
     def _languages(
         self, encoder_out: dict[str, list[Any]], incremental_state: dict[str, Any] | None
     ) -> Languages | None:
+        if self.low_rank is None:
+            return None
         if incremental_state is None:
             return self.languages(*_language_ids(encoder_out))
         known: Languages | None = incremental_state.get(LANGUAGES)

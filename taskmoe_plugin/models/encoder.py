@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from taskmoe_plugin.models.routed_stack import RoutedStack
 class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
     """Transformer encoder of which every ``--encoder-moe-freq``-th layer is an MoE layer.
 
-    Its output carries, besides what fairseq's has, ``src_lang_id`` and ``tgt_lang_id`` for the decoder and, under
+    Its output carries, besides what fairseq's has, ``lang_ids`` for the decoder, source above target (2, B), and, under
     ``moe``, the records of its MoE layers.
     """
 
@@ -57,8 +58,10 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
         routing = self.route(src_tokens.eq(self.padding_idx), src_lang_id, tgt_lang_id, filler)
         with self.routed(routing, self.languages(src_lang_id, tgt_lang_id)) as records:
             out = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
-        out["src_lang_id"] = [] if src_lang_id is None else [src_lang_id]
-        out["tgt_lang_id"] = [] if tgt_lang_id is None else [tgt_lang_id]
+        # One tensor, which beam search rearranges in every step.
+        out["lang_ids"] = []
+        if src_lang_id is not None and tgt_lang_id is not None:
+            out["lang_ids"].append(torch.stack([src_lang_id, tgt_lang_id]))
         out["filler"] = [filler]
         out["moe"] = records
         return out  # type: ignore[no-any-return]
@@ -66,8 +69,7 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
     def reorder_encoder_out(self, encoder_out: dict[str, list[Any]], new_order: Tensor) -> dict[str, list[Any]]:
         """Rearrange the rows, those of the language ids too; decoding has no use for the records."""
         out = super().reorder_encoder_out(encoder_out, new_order)
-        for name in ("src_lang_id", "tgt_lang_id"):
-            out[name] = [ids.index_select(0, new_order) for ids in encoder_out[name]]
+        out["lang_ids"] = [ids.index_select(1, new_order) for ids in encoder_out["lang_ids"]]
         out["filler"] = encoder_out["filler"]
         out["moe"] = []
         return out  # type: ignore[no-any-return]

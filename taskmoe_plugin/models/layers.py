@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from taskmoe_plugin.moe import CurrentLanguages, FeedForward, GateRecord, Languages, MoELayer, Routing, Tokens
 
-OF_A_BATCH = frozenset(("routing", "record", "_given", "_found"))
+OF_A_BATCH = frozenset(("routing", "record"))
 
 
 def _nothing(x: Tensor) -> Tensor:
@@ -43,27 +43,20 @@ class StackLayer(nn.Module):
             super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.checkpointed and self.training and torch.is_grad_enabled():
-            # What the stack has told is an argument: in the backward pass, the stack has forgotten it.
-            languages = self.languages and self.languages.now
-            output, self.record = checkpoint(
-                self._run_with, languages, self.routing, *args, use_reentrant=False, **kwargs
-            )
-        else:
-            output, self.record = self._run(self.routing, *args, **kwargs)
+        if not (self.checkpointed and self.training and torch.is_grad_enabled()):
+            return super().forward(*args, **kwargs)
+        languages = self.languages and self.languages.now
+        output, self.record = checkpoint(self._run, languages, self.routing, *args, use_reentrant=False, **kwargs)
         return output
 
-    def _run_with(self, languages: Languages | None, *args: Any, **kwargs: Any) -> tuple[Any, GateRecord | None]:
-        with nullcontext() if self.languages is None else self.languages.set(languages):
-            return self._run(*args, **kwargs)
-
-    def _run(self, routing: Any, *args: Any, **kwargs: Any) -> tuple[Any, GateRecord | None]:
-        self._given, self._found = routing, None
+    def _run(self, languages: Languages | None, routing: Any, *args: Any, **kwargs: Any) -> Any:
+        # What the stack has told is an argument: in the backward pass, the stack has forgotten it.
+        before, self.routing = self.routing, routing
         try:
-            output = super().forward(*args, **kwargs)
-            return output, self._found
+            with nullcontext() if self.languages is None else self.languages.set(languages):
+                return super().forward(*args, **kwargs), self.record
         finally:
-            self._given = self._found = None
+            self.routing, self.record = before, None
 
 
 class RoutedLayer(StackLayer):
@@ -89,15 +82,12 @@ class RoutedLayer(StackLayer):
         self.activation_fn = _nothing
         self.activation_dropout_module = nn.Identity()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.routing, FeedForward):
+            return self.routing(x)
         if self.routing is None:
             raise RuntimeError("an MoE layer was run outside its stack, which routes the batch")
-        return super().forward(*args, **kwargs)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        if isinstance(self._given, FeedForward):
-            return self._given(x)
-        output, self._found = self.moe(x, self._given)
+        output, self.record = self.moe(x, self.routing)
         return output  # type: ignore[no-any-return]
 
 

@@ -6,16 +6,9 @@ token, U units that choose together (tasks, sentences or tokens), L MoE layers o
 padding, A assignments (token, expert), W processes.
 """
 
+from taskmoe_plugin.moe.assignments import Assignments, drop_beyond, expert_capacity, sort_assignments
 from taskmoe_plugin.moe.candidates import Candidates
-from taskmoe_plugin.moe.dispatch import (
-    Assignments,
-    Dispatched,
-    Dispatcher,
-    LocalDispatcher,
-    drop_beyond,
-    expert_capacity,
-    sort_assignments,
-)
+from taskmoe_plugin.moe.dispatch import Dispatched, Dispatcher, LocalDispatcher
 from taskmoe_plugin.moe.experts import Experts, FeedForward
 from taskmoe_plugin.moe.gates import (
     Choice,
@@ -29,6 +22,7 @@ from taskmoe_plugin.moe.gates import (
     full_precision,
     top_k_gates,
 )
+from taskmoe_plugin.moe.groups import Groups
 from taskmoe_plugin.moe.layer import MoELayer
 from taskmoe_plugin.moe.losses import (
     balance_loss,
@@ -63,6 +57,7 @@ __all__ = [
     "FixedTaskGates",
     "GateRecord",
     "Gates",
+    "Groups",
     "Languages",
     "LinearGate",
     "LocalDispatcher",

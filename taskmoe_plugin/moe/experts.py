@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from taskmoe_plugin.moe.fold import PARTS, fold, merge
 from taskmoe_plugin.moe.gates import full_precision
+from taskmoe_plugin.moe.groups import Groups
 from taskmoe_plugin.moe.products import grouped_linear
 from taskmoe_plugin.moe.quantize import round_weights
 
@@ -99,26 +100,26 @@ class Experts(nn.Module):
         """The number of experts in this process."""
         return self.fc1_bias.size(0)
 
-    def forward(
-        self, x: Tensor, ends: Tensor, counts: Sequence[int] | None = None, merging: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, groups: Groups, merging: Tensor | None = None) -> Tensor:
         """Map (A, C) to (A, C).
 
         Args:
             x: the inputs of network 0, then those of network 1, and so on.
-            ends: (P,) int32, where the inputs of each network end; the last end is A.
-            counts: the number of inputs of each network, where the host knows it.
+            groups: the inputs of each of P networks.
             merging: (P, E) fp32, the weights with which the experts are merged to P networks; None: they are the
                 networks.
         """
         fc1_weight, fc1_bias, fc2_weight, fc2_bias = self._parts(merging)
-        hidden = self._activate(grouped_linear(x, fc1_weight, fc1_bias, ends, counts))
-        hidden = F.dropout(hidden, self.dropout, self.training)
-        return grouped_linear(hidden, fc2_weight, fc2_bias, ends, counts)
+        relu = self.activation in (F.relu, torch.relu)
+        hidden = grouped_linear(x, fc1_weight, fc1_bias, groups, relu)
+        hidden = F.dropout(hidden if relu else self.activation(hidden), self.dropout, self.training)
+        return grouped_linear(hidden, fc2_weight, fc2_bias, groups)
 
     def _parts(self, merging: Tensor | None) -> list[Tensor]:
         """The parts of all networks, each (P, …), in the order of ``PARTS``."""
-        stacked = [self._rounded(part, getattr(self, part.replace(".", "_"))) for part in PARTS]
+        stacked: list[Tensor] = [self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias]
+        if self.bits:
+            stacked = [self._rounded(part, tensor) for part, tensor in zip(PARTS, stacked)]
         if merging is None:
             return stacked
         with full_precision(merging.device):
@@ -138,10 +139,6 @@ class Experts(nn.Module):
         """From now on, multiply the gradients of all parameters by a factor (Artetxe et al. 2022, 2112.10684)."""
         for parameter in self.parameters():
             parameter.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
-
-    def _activate(self, hidden: Tensor) -> Tensor:
-        # The largest tensor of the layer: nobody else needs it, so the commonest activation writes over it.
-        return torch.relu_(hidden) if self.activation in (F.relu, torch.relu) else self.activation(hidden)
 
     def fold(self, experts: Sequence[int], weights: Tensor) -> FeedForward:
         """The one network that computes Σ_k weight_k · expert_k(x), without dropout.

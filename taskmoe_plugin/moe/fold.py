@@ -41,8 +41,11 @@ def fold(part: str, experts: Sequence[Tensor], weights: Sequence[float] | Tensor
     """
     if part.startswith("fc1."):
         return torch.cat(list(experts))
-    scaled = [expert.to(torch.promote_types(expert.dtype, torch.float32)) * w for expert, w in zip(experts, weights)]
-    return torch.cat(scaled, dim=1) if part == "fc2.weight" else torch.stack(scaled).sum(dim=0)
+    first = experts[0]
+    weight = torch.as_tensor(weights, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+    if part == "fc2.bias":
+        return (torch.stack(list(experts)) * weight.unsqueeze(1)).sum(dim=0)
+    return torch.cat(list(experts), dim=1) * torch.cat([w.expand(each.size(1)) for w, each in zip(weight, experts)])
 
 
 def merge(stacked: Tensor, weights: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ the model, automatic mixed precision included (Switch Transformer, section 2.4).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """Within the context automatic mixed precision leaves everything in the type it has."""
-    # The meta device has no mixed precision.
-    with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
-        yield
+    # The meta device has no mixed precision. Where it is off there is nothing to do, which a GPU need not wait for.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class Gates:
 def top_k_gates(logits: Tensor, k: int, scale: float = 1.0, threshold: float = 0.0) -> Gates:
     """Choose the k best experts of each unit.
 
-    For k > 1 the softmax probabilities of the chosen experts are renormalised to sum to 1 (GShard, algorithm 1).
+    For k > 1 the softmax probabilities of the chosen experts are renormalised to sum to 1 (GShard, algorithm 1), which
+    is the softmax of their logits.
     For k = 1 the probability itself is the weight (Switch Transformer, equation 2): renormalised it would be the
     constant 1, and the translation loss would have no gradient with respect to the gate.
 
@@ -70,12 +70,12 @@ def top_k_gates(logits: Tensor, k: int, scale: float = 1.0, threshold: float = 0
             need to sum to this (XMoE, Yang et al. 2024); 0: all k.
     """
     probs = logits.softmax(dim=-1)
-    weights, experts = probs.topk(k, dim=-1)
+    best, experts = (probs if threshold or k == 1 else logits).topk(k, dim=-1)
     if threshold:
-        enough = weights.cumsum(dim=-1) - weights >= threshold
-        weights = weights.masked_fill(enough, 0.0)
-    elif k > 1:
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        enough = best.cumsum(dim=-1) - best >= threshold
+        weights = best.masked_fill(enough, 0.0)
+    else:
+        weights = best if k == 1 else best.softmax(dim=-1)
     return Gates(logits, probs, experts, weights if scale == 1 else weights * scale, sparse=threshold > 0)
 
 

@@ -64,5 +64,5 @@ class MoELayer(nn.Module):
         shuffle = self.training and self.random_priority
         networks = self.num_experts if routed.merging is None else routed.merging.size(0)
         rows, dispatched = self.dispatcher.dispatch(flat, routed, networks, factor, shuffle)
-        outputs = self.experts(rows, dispatched.ends, dispatched.counts, routed.merging)
+        outputs = self.experts(rows, dispatched.groups, routed.merging)
         return self.dispatcher.combine(outputs, dispatched).view_as(x), dispatched.routing

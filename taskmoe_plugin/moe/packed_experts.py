@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from taskmoe_plugin.moe.experts import Experts, FeedForward
 from taskmoe_plugin.moe.fold import PARTS, fold, merge
+from taskmoe_plugin.moe.groups import Groups
 from taskmoe_plugin.moe.packed_products import Product, packed_product
 from taskmoe_plugin.moe.quantize import Packed
 
@@ -36,12 +37,10 @@ class PackedExperts(nn.Module):
         """The number of experts."""
         return self.fc1_bias.size(0)
 
-    def forward(
-        self, x: Tensor, ends: Tensor, counts: Sequence[int] | None = None, merging: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, groups: Groups, merging: Tensor | None = None) -> Tensor:
         """Map (A, C) to (A, C); the arguments are those of ``Experts``."""
         outputs, start = torch.empty_like(x), 0
-        for network, end in enumerate(ends.tolist()):
+        for network, end in enumerate(groups.ends.tolist()):
             if end > start:
                 rows = x[start:end]
                 outputs[start:end] = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,13 +12,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from taskmoe_plugin.moe.groups import Groups
+from taskmoe_plugin.moe.kernels import add_bias_, sum_by_group
+
 HOPPER, BLACKWELL = 9, 10  # major compute capabilities
 ALIGNMENT = 8  # rows of half-precision matrices must be a multiple of 16 bytes
 
 
-def grouped_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, counts: Sequence[int] | None = None
-) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups, relu: bool = False) -> Tensor:
     """Map (A, I) to (A, O): rows of group e are multiplied by ``weight[e]``ᵀ, and ``bias[e]`` is added.
 
     On a GPU that has a kernel for it, all groups are one product, and the host need not know how many rows each has;
@@ -24,20 +27,19 @@ def grouped_linear(
     zeros for empty groups. Under autocast it computes in autocast's type.
 
     Args:
-        x: the rows of group 0, then those of group 1, and so on.
+        x: the rows.
         weight: (E, O, I).
         bias: (E, O).
-        ends: (E,) int32, where the rows of each group end; the last end is A.
-        counts: the number of rows of each group, where the host knows it.
+        groups: of the rows.
+        relu: whether what is negative becomes zero.
     """
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    with torch.autocast(kind, enabled=False):
-        if has_grouped_product(x, weight):
-            return _Grouped.apply(x, weight, bias, ends)  # type: ignore[no-any-return, no-untyped-call]
-        return _Sliced.apply(x, weight, bias, ends, counts)  # type: ignore[no-any-return, no-untyped-call]
+        with torch.autocast(kind, enabled=False):
+            return grouped_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), groups, relu)
+    way = _Grouped if has_grouped_product(x, weight) else _Sliced
+    return way.apply(x, weight, bias, groups, relu)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def has_grouped_product(x: Tensor, weight: Tensor) -> bool:
@@ -49,10 +51,17 @@ def has_grouped_product(x: Tensor, weight: Tensor) -> bool:
         return False
     if weight.size(1) % ALIGNMENT or weight.size(2) % ALIGNMENT:
         return False
-    return torch.cuda.get_device_capability(x.device)[0] >= HOPPER
+    return _generation(x.device) >= HOPPER
+
+
+@functools.cache
+def _generation(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def _product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    if a.dtype == torch.bfloat16:
+        return F.grouped_mm(a, b, offs=ends)
     # The kernel is for bf16 alone; in fp16 it is used with inputs and outputs rounded, which costs 3 bits of precision
     # and a pass over the weights, where a product for each expert would cost launches by the hundred.
     return F.grouped_mm(a.bfloat16(), b.bfloat16(), offs=ends).to(a.dtype)
@@ -62,54 +71,54 @@ class _Grouped(torch.autograd.Function):
     """One product for all groups."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor) -> Tensor:
-        # Bias and its gradient are products with a one-hot matrix: no gather of rows as wide as the hidden layer.
-        member = _members(ends, x)
-        ctx.save_for_backward(x, weight, member, ends)
-        return _product(x, weight.transpose(1, 2), ends).addmm_(member, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: Groups, relu: bool) -> Tensor:
+        y = _product(x, weight.transpose(1, 2), groups.ends)
+        add_bias_(y, bias, groups, relu)
+        ctx.save_for_backward(x, weight, y if relu else None)
+        ctx.groups = groups
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, member, ends = ctx.saved_tensors
-        grad = grad.contiguous()
+        x, weight, positive = ctx.saved_tensors
+        ends = ctx.groups.ends
+        grad = _through_relu(grad.contiguous(), positive)
         grad_x = _product(grad, weight, ends) if ctx.needs_input_grad[0] else None
         grad_weight = _product(grad.t(), x, ends)
         if _leaves_garbage(x):
             grad_weight.masked_fill_(torch.diff(ends, prepend=ends.new_zeros(1)).eq(0).view(-1, 1, 1), 0)
-        return grad_x, grad_weight, member.t() @ grad, None
+        return grad_x, grad_weight, sum_by_group(grad, ctx.groups), None, None
 
 
-def _members(ends: Tensor, x: Tensor) -> Tensor:
-    """(A, E) in the type of x: 1 where a row is of a group."""
-    row = torch.arange(x.size(0), device=x.device, dtype=ends.dtype)
-    group = torch.searchsorted(ends, row, right=True)
-    return x.new_zeros(x.size(0), ends.numel()).scatter_(1, group.unsqueeze(1), 1)
+def _through_relu(grad: Tensor, positive: Tensor | None) -> Tensor:
+    return grad if positive is None else torch.ops.aten.threshold_backward(grad, positive, 0)
 
 
 def _leaves_garbage(x: Tensor) -> bool:
     # On Blackwell the gradient of empty groups is not written.
-    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= BLACKWELL
+    return x.is_cuda and _generation(x.device) >= BLACKWELL
 
 
 class _Sliced(torch.autograd.Function):
     """A product for each group that is not empty, written where it belongs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, counts: Sequence[int] | None
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.slices = list(_slices(ends, counts))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: Groups, relu: bool) -> Tensor:
+        ctx.slices = list(_slices(groups))
         y = x.new_empty(x.size(0), weight.size(1))
         for group, rows in ctx.slices:
             torch.addmm(bias[group], x[rows], weight[group].t(), out=y[rows])
+        if relu:
+            y.relu_()
+        ctx.save_for_backward(x, weight, y if relu else None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, positive = ctx.saved_tensors
+        grad = _through_relu(grad, positive)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weight, grad_bias = torch.empty_like(weight), grad.new_zeros(weight.shape[:2])
         empty = set(range(weight.size(0)))
@@ -124,16 +133,10 @@ class _Sliced(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
-def _slices(ends: Tensor, counts: Sequence[int] | None) -> Iterator[tuple[int, slice]]:
+def _slices(groups: Groups) -> Iterator[tuple[int, slice]]:
+    ends = groups.ends.tolist() if groups.counts is None else itertools.accumulate(groups.counts)
     start = 0
-    for group, end in enumerate(ends.tolist() if counts is None else _running_sum(counts)):
+    for group, end in enumerate(ends):
         if end > start:
             yield group, slice(start, end)
         start = end
-
-
-def _running_sum(counts: Sequence[int]) -> Iterator[int]:
-    total = 0
-    for count in counts:
-        total += count
-        yield total

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskmoe_plugin.moe.assignments import Assignments, sort_all_assignments, sort_assignments
 from taskmoe_plugin.moe.gates import Choice, Gates, LinearGate, check_top_k, full_precision
 from taskmoe_plugin.moe.tokens import Tokens
 
@@ -40,6 +41,7 @@ class Routing(GateRecord):
         tokens: the tokens of the batch.
         experts: (N, K) int64, the experts of each token; where experts are merged, (N, 1), its network.
         weights: (N, K) fp32, their weights.
+        assignments: the same, sorted by expert; before any capacity.
         counts: (W, E), the number of assignments that each of W processes has for each expert, where the host knows it;
             W is 1 where all experts are in one process.
         merging: (P, E) fp32, the weights with which the experts are merged to P networks; None: they are not.
@@ -48,6 +50,7 @@ class Routing(GateRecord):
     tokens: Tokens
     experts: Tensor
     weights: Tensor
+    assignments: Assignments
     counts: Sequence[Sequence[int]] | None = None
     merging: Tensor | None = None
 
@@ -74,19 +77,28 @@ def routings_of_units(
         # Backward is a matrix product too. That of indexing adds up thousands of tokens in few rows, one by one.
         one_hot = F.one_hot(unit, gates.probs.size(1)).to(gates.weights.dtype)
         weights = torch.matmul(one_hot, gates.weights).unbind(0)
-    experts = gates.experts.index_select(1, unit).unbind(0)
+    experts = gates.experts.index_select(1, unit)
+    owners = _owners(gates).index_select(1, unit) if gates.sparse else experts
+    assignments = sort_all_assignments(owners, gates.probs.size(-1), tokens.index)
+    chosen = experts.unbind(0)
     return [
         Routing(
             gates=each,
             share=share,
             by_task=by_task,
             tokens=tokens,
-            experts=experts[layer],
+            experts=chosen[layer],
             weights=weights[layer],
+            assignments=assignments[layer],
             counts=None if counts is None else counts[layer],
         )
         for layer, each in enumerate(gates.layers())
     ]
+
+
+def _owners(gates: Gates) -> Tensor:
+    """(…, U, K) int64, the experts; for a choice that is none, one that does not exist."""
+    return gates.experts.masked_fill(gates.weights == 0, gates.probs.size(-1)) if gates.sparse else gates.experts
 
 
 def merged_routings(
@@ -109,6 +121,7 @@ def merged_routings(
     """
     merging = gates.shares.index_select(1, units).unbind(0)
     experts, weights = network.unsqueeze(1), torch.ones(network.size(0), 1, device=network.device)
+    assignments = sort_assignments(experts, units.numel(), tokens.index)
     return [
         Routing(
             gates=each,
@@ -117,6 +130,7 @@ def merged_routings(
             tokens=tokens,
             experts=experts,
             weights=weights,
+            assignments=assignments,
             counts=None if counts is None else [counts],
             merging=merging[layer],
         )
@@ -163,7 +177,14 @@ class TokenRouter(_LinearRouter):
         gates = self.choose(logits)
         count = tokens.row.numel()
         share = torch.full((count,), 1.0 / max(count, 1), device=x.device)
-        return Routing(gates=gates, share=share, tokens=tokens, experts=gates.experts, weights=gates.weights)
+        return Routing(
+            gates=gates,
+            share=share,
+            tokens=tokens,
+            experts=gates.experts,
+            weights=gates.weights,
+            assignments=sort_assignments(_owners(gates), self.gate.weight.size(0), tokens.index),
+        )
 
 
 class SentenceRouter(_LinearRouter):

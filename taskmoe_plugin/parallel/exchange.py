@@ -13,7 +13,7 @@ import torch
 from fairscale.nn.moe.moe_layer import _AllToAll
 from torch import Tensor
 
-from taskmoe_plugin.moe import Assignments, Dispatched, Routing, drop_beyond, expert_capacity, sort_assignments
+from taskmoe_plugin.moe import Assignments, Dispatched, Groups, Routing, drop_beyond, expert_capacity
 from taskmoe_plugin.moe.dispatch import combine, gather, serving_order, with_dropped
 from taskmoe_plugin.parallel.group import ExpertGroup
 from taskmoe_plugin.parallel.placement import count_assignments, share_capacity, share_capacity_at_random
@@ -59,18 +59,18 @@ class AllToAllDispatcher:
         Where the host does not know the assignments of all processes beforehand, they are exchanged first; the loads of
         experts are then known of all batches together, and the shares of units become those of all of them.
         """
-        assignments = sort_assignments(routing.experts, num_experts)
+        assignments = routing.assignments
         if routing.counts is not None:
             sent = torch.tensor(routing.counts)
         else:
             routing, assignments, sent = self._count(routing, assignments, num_experts, capacity_factor, shuffle)
         exchange, counts = self._plan(sent, x.device)
-        rows = gather(x, assignments, routing)[: exchange.sent.numel()]
+        rows = gather(x, assignments.row.narrow(0, 0, exchange.sent.numel()), assignments, routing)
         size = self.group.size * exchange.room
         sent_rows = rows.new_zeros(size, rows.size(1)).index_copy(0, exchange.sent, rows)
         received = _AllToAll.apply(self.group.group, sent_rows).index_select(0, exchange.received)
-        ends = torch.tensor(counts).cumsum(0).int().to(x.device, non_blocking=True)
-        return received, Dispatched(assignments, routing, x.size(0), ends, counts, exchange)
+        groups = Groups.of_counts(counts, x.device)
+        return received, Dispatched(assignments, routing, x.size(0), groups, exchange)
 
     def combine(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
         """See ``Dispatcher``."""
@@ -95,7 +95,7 @@ class AllToAllDispatcher:
         taken, ahead = (share_capacity_at_random if shuffle else share_capacity)(choices, capacity, self.group.rank)
         turn = serving_order(routing, shuffle)
         assignments = drop_beyond(
-            assignments, routing.experts, turn, capacity, ahead.to(turn.device, non_blocking=True)
+            assignments, routing.experts, turn, capacity, ahead.to(turn.device, non_blocking=True), routing.tokens.index
         )
         return with_dropped(routing, assignments), assignments, taken
 

@@ -56,15 +56,22 @@ def test_without_weights_the_loss_is_fairseqs(task: Any, samples: list, flags: d
     model = build_model(task=task)
     ours = criterion(task, moe_gate_loss_wt=0.0, **flags)
     stock = criterion(task, LabelSmoothedCrossEntropyCriterion, **flags)
+    logs: list[list[dict[str, Any]]] = [[], []]
     for sample in samples:
         (loss, size, log), (expected, expected_size, expected_log) = (
             run(each, model, sample) for each in (ours, stock)
         )
+        for each, found in zip(logs, (log, expected_log)):
+            each.append(found)
         torch.testing.assert_close(loss, expected)
         assert size == expected_size
         assert expected_log.keys() <= log.keys()
         for name, value in expected_log.items():
             assert float(log[name]) == pytest.approx(float(value)), name
+    logged, expected_logged = (reduced(each, task, found) for each, found in zip((ours, stock), logs))
+    assert expected_logged.keys() <= logged.keys()
+    for name in expected_logged.keys() - {"wps"}:
+        assert logged[name] == pytest.approx(expected_logged[name], abs=2e-3), name
 
 
 @pytest.mark.parametrize("routing", [("source", "target"), ("sentence", "token"), ("token", "pair")], ids="/".join)

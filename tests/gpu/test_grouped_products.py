@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskmoe_plugin.moe import grouped_linear, products
+from taskmoe_plugin.moe import Groups, grouped_linear, products
 from tests.gpu.layers import LayerOnDevice
 
 pytestmark = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this PyTorch has no grouped products")
@@ -46,8 +46,7 @@ def linear(counts: tuple[int, ...], dtype: torch.dtype, device: torch.device, wi
 
     inner, outer = widths
     x, weight, bias = random(sum(counts), inner), random(len(counts), outer, inner), random(len(counts), outer)
-    ends = torch.tensor(counts, device=device).cumsum(0).int()
-    y = grouped_linear(x, weight, bias, ends)
+    y = grouped_linear(x, weight, bias, Groups.of_counts(counts, device))
     y.backward(torch.randn(y.shape, generator=generator).to(device, dtype))
     return Result((y.detach(), x.grad, weight.grad, bias.grad))  # type: ignore[arg-type]
 

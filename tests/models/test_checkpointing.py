@@ -33,7 +33,9 @@ def test_outputs_and_gradients_are_the_same(tmp_path, routed: dict, dropout: flo
     flags = {**routed, "dropout": dropout, "activation_dropout": dropout}
     plain, again = (gradients(tmp_path, checkpoint_activations=each, **flags) for each in (False, True))
     torch.testing.assert_close(again[0], plain[0], rtol=0, atol=0)
-    torch.testing.assert_close(again[1], plain[1])
+    # The two passes add gradients up in another order.
+    largest = max(float(each.abs().max()) for each in plain[1].values())
+    torch.testing.assert_close(again[1], plain[1], rtol=0, atol=1e-6 * largest)
     # One record for each layer, also when the layer has run twice.
     assert again[2] == plain[2] == {"encoder": 1, "decoder": 1}
     assert (plain[3], again[3]) == (2, 4)

@@ -43,7 +43,15 @@ class Example:
     def routing(self) -> Routing:
         gates = Gates(None, torch.empty(0), self.experts, self.weights)
         share = torch.empty(0)
-        return Routing(gates=gates, share=share, tokens=self.tokens, experts=self.experts, weights=self.weights)
+        assignments = sort_assignments(self.experts, self.count, self.tokens.index)
+        return Routing(
+            gates=gates,
+            share=share,
+            tokens=self.tokens,
+            experts=self.experts,
+            weights=self.weights,
+            assignments=assignments,
+        )
 
     def expert(self, index: int, part: Tensor) -> Tensor:
         """Experts that differ from each other, and whose output is not zero for input zero."""
@@ -98,8 +106,8 @@ def loop(example: Example) -> tuple[Tensor, list[list[tuple[int, int]]]]:
 def dispatched(example: Example) -> tuple[Tensor, Routing]:
     dispatcher = LocalDispatcher()
     rows, sent = dispatcher.dispatch(example.x, example.routing, example.count, example.factor)
-    assert sent.ends[-1] == rows.size(0)
-    parts = rows.split(torch.diff(sent.ends, prepend=torch.zeros(1, dtype=torch.int32)).tolist())
+    assert sent.groups.ends[-1] == rows.size(0)
+    parts = rows.split(torch.diff(sent.groups.ends, prepend=torch.zeros(1, dtype=torch.int32)).tolist())
     outputs = torch.cat([example.expert(index, part) for index, part in enumerate(parts)])
     return dispatcher.combine(outputs, sent), sent.routing
 

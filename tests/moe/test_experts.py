@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from taskmoe_plugin.moe import Experts
+from taskmoe_plugin.moe import Experts, Groups
 from tests.helpers.moe import expert_output
 
 COUNTS = [2, 0, 3, 1]
-ENDS = torch.tensor(COUNTS).cumsum(0).int()
+GROUPS = Groups.of_counts(COUNTS, torch.device("cpu"))
 
 
 def make_experts(activation=torch.relu, dropout: float = 0.0) -> Experts:
@@ -22,14 +22,14 @@ def make_experts(activation=torch.relu, dropout: float = 0.0) -> Experts:
 def test_every_expert_computes_its_rows(activation) -> None:
     experts, x = make_experts(activation), torch.randn(sum(COUNTS), 6, dtype=torch.float64)
     expected = [expert_output(experts, index, part) for index, part in enumerate(x.split(COUNTS))]
-    torch.testing.assert_close(experts(x, ENDS, COUNTS), torch.cat(expected))
+    torch.testing.assert_close(experts(x, GROUPS), torch.cat(expected))
 
 
 @pytest.mark.parametrize("rows", [COUNTS, [0, 0, 0, 0]], ids=str)
 def test_every_parameter_has_a_gradient_zero_for_experts_without_rows(rows: list[int]) -> None:
     experts = make_experts()
     x = torch.randn(sum(rows), 6, dtype=torch.float64)
-    experts(x, torch.tensor(rows).cumsum(0).int()).sum().backward()
+    experts(x, Groups.of_counts(rows, x.device)).sum().backward()
     assert len(list(experts.parameters())) == 4
     for name, parameter in experts.named_parameters():
         for expert, count in enumerate(rows):
@@ -38,8 +38,8 @@ def test_every_parameter_has_a_gradient_zero_for_experts_without_rows(rows: list
 
 def test_dropout_is_inside_the_experts_and_only_in_training() -> None:
     experts, x = make_experts(dropout=0.5), torch.randn(sum(COUNTS), 6, dtype=torch.float64)
-    assert not torch.equal(experts.train()(x, ENDS), experts(x, ENDS))
-    assert torch.equal(experts.eval()(x, ENDS), experts(x, ENDS))
+    assert not torch.equal(experts.train()(x, GROUPS), experts(x, GROUPS))
+    assert torch.equal(experts.eval()(x, GROUPS), experts(x, GROUPS))
 
 
 def test_experts_start_like_linear_layers_and_different_from_each_other() -> None:

@@ -65,7 +65,8 @@ def test_gradients_are_those_of_the_weighted_sum(kind: str) -> None:
     for output in (layer(x, batch)[0], weighted_sum(layer, x, batch)):
         leaves = [x, *layer.parameters()]
         gradients.append(torch.autograd.grad((output * probe).sum(), leaves, materialize_grads=True))
-    torch.testing.assert_close(*gradients)
+    # Gates compute in fp32.
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ROUTINGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taskmoe_plugin.moe import Experts
+from taskmoe_plugin.moe import Experts, Groups
 from taskmoe_plugin.moe.packed_experts import PackedExperts
 from taskmoe_plugin.moe.packed_products import packed_product
 from taskmoe_plugin.moe.quantize import quantize
@@ -28,8 +28,8 @@ def both(bits: int, group: int | None = None) -> tuple[Experts, PackedExperts]:
 @pytest.mark.parametrize("group", [None, 32])
 def test_outputs_are_those_of_the_rounded_weights(bits: int, group: int | None) -> None:
     experts, packed = both(bits, group)
-    x, ends = torch.randn(7, WIDTH), torch.tensor([3, 3, 7], dtype=torch.int32)
-    expected, found = experts(x, ends), packed(x, ends)
+    x, groups = torch.randn(7, WIDTH), Groups.of_counts([3, 0, 4], torch.device("cpu"))
+    expected, found = experts(x, groups), packed(x, groups)
     # Products of PyTorch compute in bf16.
     tolerance = 1e-6 if bits < 4 else 0.02
     assert (found - expected).abs().max() < tolerance * expected.abs().max()
@@ -43,8 +43,8 @@ def test_folding_and_merging_are_exact() -> None:
     torch.testing.assert_close(packed.fold([2, 0], weights)(x), experts.fold([2, 0], weights)(x))
     merging = torch.tensor([[0.5, 0.2, 0.3], [0.0, 1.0, 0.0]])
     torch.testing.assert_close(packed.merge(merging[0])(x), experts.merge(merging[0])(x))
-    ends = torch.tensor([2, 5], dtype=torch.int32)
-    torch.testing.assert_close(packed(x, ends, None, merging), experts(x, ends, None, merging))
+    groups = Groups.of_counts([2, 3], torch.device("cpu"))
+    torch.testing.assert_close(packed(x, groups, merging), experts(x, groups, merging))
 
 
 def test_a_shape_that_pytorch_does_not_take_has_no_product() -> None:

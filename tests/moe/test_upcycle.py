@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taskmoe_plugin.moe import Experts
+from taskmoe_plugin.moe import Experts, Groups
 from taskmoe_plugin.moe.fold import PARTS
 from taskmoe_plugin.moe.upcycle import Upcycling
 
@@ -40,8 +40,7 @@ def test_weighted_experts_compute_what_the_network_does_and_gradients_are_as_sai
     expected = torch.relu(x @ network["fc1_weight"].T + network["fc1_bias"]) @ network["fc2_weight"].T
     expected = expected + network["fc2_bias"]
     found = sum(
-        total / 3 * experts(x, torch.tensor([5 * (each <= at) for at in range(3)], dtype=torch.int32))
-        for each in range(3)
+        total / 3 * experts(x, Groups.of_counts([5 * (at == each) for at in range(3)], x.device)) for each in range(3)
     )
     torch.testing.assert_close(found, expected)
     # Every token uses every expert, so that the mean gradient is that of each.

@@ -1,24 +1,24 @@
 """What an update of a whole model costs a GPU, told on a machine without one, beside that of a dense model.
 
-Of the operators that PyTorch calls, those count that are a kernel launch or a few, not views. A value that the host
-reads is a wait for the GPU. All goes through fairseq's trainer with its optimizer, clipping and statistics.
+Of the operators that PyTorch calls, those count that are a kernel launch or a few, not views. Whenever the host reads
+values it waits for the GPU. All goes through fairseq's trainer with its optimizer, clipping and statistics.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from taskmoe_plugin.moe import products
 from tests.helpers.corpus import Corpus
+from tests.helpers.operators import CountedOperators
 from tests.helpers.training import train
 
 pytestmark = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this PyTorch has no grouped products")
@@ -32,7 +32,7 @@ def by(routing: str) -> tuple[str, ...]:
 
 
 SYSTEMS: dict[str, tuple[Any, ...]] = {
-    "dense": ("--moe-freq", 0),
+    "dense": ("--moe-freq", 0, "--criterion", "label_smoothed_cross_entropy"),
     "source, target": (),
     "source, target, of 32": ("--moe-expert-count", 32),
     "merged": ("--moe-combine", "weights"),
@@ -48,24 +48,13 @@ class Cost:
 
     Attributes:
         operators: what is called, views left out.
-        waits: values that the host reads.
+        waits: how often the host reads values, also to log the update.
         parameters: tensors of parameters, each of which clipping and the optimizer go over.
     """
 
     operators: int
     waits: int
     parameters: int
-
-
-class _Counted(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view and not func.name().startswith(("aten::empty", "aten::_unsafe_view")):
-            self.calls[func.name()] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def one_hot(index: Tensor, classes: int) -> Tensor:
@@ -79,18 +68,25 @@ def costs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     found: list[Cost] = []
 
     def train_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        with _Counted() as counted:
+        lists.clear()
+        with CountedOperators() as counted, metrics.aggregate() as logging:
             logged = step(self, *args, **kwargs)
-        calls = counted.calls
-        waits = sum(calls[f"aten::{name}"] for name in ("_local_scalar_dense", "nonzero", "equal", "_unique2"))
-        found.append(Cost(calls.total(), waits, len(list(self.model.parameters()))))
+            logging.get_smoothed_values()
+        waits = sum(counted.calls[f"aten::{name}"] for name in ("_local_scalar_dense", "nonzero", "equal", "_unique2"))
+        found.append(Cost(counted.launches, waits + len(lists), len(list(self.model.parameters()))))
         return logged
 
-    step = Trainer.train_step
+    def tolist(self: Tensor) -> Any:
+        lists.append(1)
+        return read(self)
+
+    lists: list[int] = []
+    step, read = Trainer.train_step, Tensor.tolist
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "has_grouped_product", lambda *_: True)
         patch.setattr(F, "one_hot", one_hot)
         patch.setattr(Trainer, "train_step", train_step)
+        patch.setattr(Tensor, "tolist", tolist)
         directory: Path = tmp_path_factory.mktemp("cost")
         for flags in SYSTEMS.values():
             train(corpus, directory, *SHAPE, *SHORT, *flags)
