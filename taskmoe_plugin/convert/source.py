@@ -51,7 +51,7 @@ class Source:
         try:
             state = load(path)
         except LoadError as error:
-            raise TaskMoEError(f"{path}: {error}; {error.remedy}") from error
+            raise TaskMoEError(error.of(path)) from error
         if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
             raise TaskMoEError(f"{path}: no checkpoint of fairseq; give a checkpoint_*.pt that training wrote")
         state = {**state, "cfg": _cfg(path, state), "args": None}

@@ -94,7 +94,7 @@ def _load_teacher(path: str, task: Any) -> Any:
     try:
         load(Path(path))
     except LoadError as error:
-        raise UsageError(f"--distill-from {path}: {error}; {error.remedy}") from error
+        raise UsageError(error.of(f"--distill-from {path}")) from error
     try:
         (teacher,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
     except RuntimeError as error:

@@ -32,6 +32,10 @@ class LoadError(ValueError):
 
     remedy = "give another"
 
+    def of(self, name: object) -> str:
+        """One line that names the file, or the flag and the file, what is wrong with it, and what to do."""
+        return f"{name}: {self}; {self.remedy}"
+
 
 class MissingFile(LoadError):
     """There is no such file."""

@@ -31,6 +31,11 @@ class Assignments:
     ends: Tensor
     kept: Tensor | None = None
 
+    def layers(self) -> list[Assignments]:
+        """The assignments in each of L layers, where all tensors have L as their first dimension."""
+        parts = self.order, self.place, self.row, self.owner, self.ends
+        return [Assignments(*each) for each in zip(*(part.unbind(0) for part in parts))]
+
 
 def expert_capacity(factor: float, tokens: int, experts: int, k: int) -> int:
     """Most tokens one expert takes: ceil(factor · k · tokens / experts).
@@ -41,38 +46,26 @@ def expert_capacity(factor: float, tokens: int, experts: int, k: int) -> int:
 
 
 def sort_assignments(experts: Tensor, num_experts: int, index: Tensor | None = None) -> Assignments:
-    """Sort the assignments of N tokens by expert, in one layer.
+    """Sort the assignments of N tokens by expert.
 
     Args:
-        experts: (N, K) int64, the experts of each token; E for a choice that is none.
+        experts: (…, N, K) int64, the experts of each token, perhaps in several layers; E for a choice that is none.
         num_experts: E.
         index: (N,) int64, the place of each token among the flattened activations; None: its number.
+
+    Returns:
+        The assignments, each tensor with the leading dimensions of ``experts``.
     """
-    return sort_all_assignments(experts.unsqueeze(0), num_experts, index)[0]
-
-
-def sort_all_assignments(experts: Tensor, num_experts: int, index: Tensor | None = None) -> list[Assignments]:
-    """Sort the assignments of N tokens by expert, in each of L layers: see ``sort_assignments``.
-
-    Args:
-        experts: (L, N, K) int64.
-        num_experts: E.
-        index: (N,) int64.
-    """
-    layers, _, k = experts.shape
-    keys = experts.to(torch.int16 if num_experts <= MOST_SHORT else torch.int64).view(layers, -1)
-    owner, order = keys.sort(dim=1, stable=True)
-    every = torch.arange(num_experts, device=owner.device, dtype=owner.dtype).expand(layers, -1)
-    ends = torch.searchsorted(owner, every, right=True, out_int32=True)
-    place = _inverse(order).view_as(experts)
+    k = experts.size(-1)
+    keys = experts.to(torch.int16 if num_experts <= MOST_SHORT else torch.int64).flatten(-2)
+    owner, order = keys.sort(dim=-1, stable=True)
+    every = torch.arange(num_experts, device=owner.device, dtype=owner.dtype)
+    ends = torch.searchsorted(owner, every.expand(*owner.shape[:-1], -1).contiguous(), right=True, out_int32=True)
+    places = torch.arange(order.size(-1), device=order.device).expand_as(order)
+    place = torch.empty_like(order).scatter_(-1, order, places).view_as(experts)
     token = order // k if k > 1 else order
-    row = token if index is None else index.index_select(0, token.view(-1)).view_as(token)
-    return [Assignments(*each) for each in zip(order, place, row, owner, ends)]
-
-
-def _inverse(order: Tensor) -> Tensor:
-    places = torch.arange(order.size(1), device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+    row = token if index is None else index.index_select(0, token.flatten()).view_as(token)
+    return Assignments(order, place, row, owner, ends)
 
 
 def drop_beyond(

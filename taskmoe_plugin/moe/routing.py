@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskmoe_plugin.moe.assignments import Assignments, sort_all_assignments, sort_assignments
+from taskmoe_plugin.moe.assignments import Assignments, sort_assignments
 from taskmoe_plugin.moe.gates import Choice, Gates, LinearGate, check_top_k, full_precision
 from taskmoe_plugin.moe.tokens import Tokens
 
@@ -79,7 +79,7 @@ def routings_of_units(
         weights = torch.matmul(one_hot, gates.weights).unbind(0)
     experts = gates.experts.index_select(1, unit)
     owners = _owners(gates).index_select(1, unit) if gates.sparse else experts
-    assignments = sort_all_assignments(owners, gates.probs.size(-1), tokens.index)
+    assignments = sort_assignments(owners, gates.probs.size(-1), tokens.index).layers()
     chosen = experts.unbind(0)
     return [
         Routing(

@@ -89,10 +89,10 @@ def _check(args: Namespace) -> Start | None:
         raise UsageError(f"{name}: {error}; give a checkpoint that training wrote") from error
     except TruncatedFile as error:
         if args.restore_file != LAST or path.name != LAST:
-            raise TaskMoEError(f"{name}: {error}; {error.remedy}") from error
+            raise TaskMoEError(error.of(name)) from error
         state = _replace(path, error, args)
     except LoadError as error:
-        raise TaskMoEError(f"{name}: {error}; {error.remedy}") from error
+        raise TaskMoEError(error.of(name)) from error
     trained = _trained(state, name)
     manifest = state["model"].get(KEY)
     if manifest is not None:
@@ -151,7 +151,7 @@ def _replace(broken: Path, reason: TruncatedFile, args: Namespace) -> Any:
             continue
         except LoadError as error:
             # It may be the newest.
-            raise TaskMoEError(f"{path}: {error}; {error.remedy}, or move it away ({broken} is {reason})") from error
+            raise TaskMoEError(f"{error.of(path)}, or move it away ({broken} is {reason})") from error
         updates = _updates(state, args.no_save_optimizer_state)
         if name and updates is not None and name["updates"] in (None, str(updates)):
             found.setdefault(updates, (path, state))

@@ -196,7 +196,7 @@ class ExpertShards(Mapping[str, Tensor]):
             except MissingFile as error:
                 raise _missing(path) from error
             except LoadError as error:
-                raise TaskMoEError(f"{path}: {error}; {error.remedy}, or use another checkpoint") from error
+                raise TaskMoEError(f"{error.of(path)}, or use another checkpoint") from error
             self._check(path, self._manifest.files[process], shard)
             self._opened[process] = shard
         return self._opened[process]

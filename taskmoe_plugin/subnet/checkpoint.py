@@ -185,7 +185,7 @@ def _load(path: Path) -> Any:
     except MissingFile as error:
         raise TaskMoEError(f"--path {path}: {error}; give a checkpoint_*.pt that training wrote") from error
     except LoadError as error:
-        raise TaskMoEError(f"--path {path}: {error}; {error.remedy}") from error
+        raise TaskMoEError(error.of(f"--path {path}")) from error
 
 
 def _check_model(path: Path, args: Any) -> None:

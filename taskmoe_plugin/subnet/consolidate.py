@@ -40,7 +40,7 @@ def _assemble(path: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:
     try:
         state = load(path)
     except LoadError as error:
-        raise TaskMoEError(f"{path}: {error}; {error.remedy}") from error
+        raise TaskMoEError(error.of(path)) from error
     scratch.take(state)
     model = state.get("model") if isinstance(state, dict) else None
     if not isinstance(model, dict):

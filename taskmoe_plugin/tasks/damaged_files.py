@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -49,7 +50,8 @@ def explain(error: BaseException) -> TaskMoEError | None:
 
 def _damage() -> TaskMoEError | None:
     """What is wrong with a model that the command names: fairseq takes up flags that a flipped bit has changed."""
-    named = [value for flag, value in zip(sys.argv, sys.argv[1:]) if flag == "--path"]
+    words = [word for each in sys.argv for word in (each.split("=", 1) if each.startswith("--path=") else [each])]
+    named = [value for flag, value in itertools.pairwise(words) if flag == "--path"]
     return next(filter(None, (_reason(path) for each in named for path in utils.split_paths(each))), None)
 
 
@@ -57,7 +59,7 @@ def _reason(path: str) -> TaskMoEError | None:
     try:
         load(Path(path))
     except LoadError as reason:
-        return TaskMoEError(f"{path}: {reason}; {reason.remedy}")
+        return TaskMoEError(reason.of(path))
     return None
 
 

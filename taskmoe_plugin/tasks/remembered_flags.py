@@ -126,7 +126,7 @@ def _memories(args: Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         except MissingFile:
             continue  # of which fairseq speaks
         except LoadError as error:
-            raise TaskMoEError(f"{path}: {error}; {error.remedy}") from error
+            raise TaskMoEError(error.of(path)) from error
         if cfg and hasattr(cfg["task"], MEMORY):
             yield path, getattr(cfg["task"], MEMORY)
 

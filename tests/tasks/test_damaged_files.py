@@ -77,12 +77,15 @@ def test_errors_of_something_else_are_left_alone(path: Path, where: dict[str, st
     assert explain(raised(KeyError("x"), path, **where)) is None
 
 
-def test_whatever_fails_where_the_model_is_damaged_is_its_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("flag", [["--path", "{}"], ["--path={}"]], ids=str)
+def test_whatever_fails_where_the_model_is_damaged_is_its_damage(
+    path: Path, flag: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = path.with_name("other.pt")
     torch.save({"flag": 1}, other)
     content = other.read_bytes().replace(b"flag", b"flab")
     other.write_bytes(content)
-    monkeypatch.setattr("sys.argv", ["fairseq-validate", "data", "--path", f"{path}:{other}"])
+    monkeypatch.setattr("sys.argv", ["fairseq-validate", "data", *(each.format(f"{path}:{other}") for each in flag)])
     found = explain(AttributeError("'Namespace' object has no attribute 'flag'"))
     assert str(found).startswith(f"{other}: damaged (Bad CRC-32")
     monkeypatch.setattr("sys.argv", ["fairseq-validate", "data", "--path", str(path)])
