@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SENTENCES:=250}" # of the test set of each direction
 SETTINGS=$1 DATA_DIR=$WORK_DIR RESULTS=${RESULTS:-$EXAMPLE/../../docs/systems}
 : "${SYSTEMS:=merged-1 token_token-1 language_experts-1 dense-1 dense_wide-1 merged_2bits-1 merged_continued-1 merged-2
-token_continued-1 token_continued-2 token_again-1 joined-1}"
+token_continued-1 token_continued-2 token_again-1 joined-1 dense_continued-1 upcycled-1}"
 export DATA_DIR
 mkdir -p "$DATA_DIR" "$RESULTS"
 UNTIL=binary "$EXAMPLE/run.sh" "$SETTINGS"
@@ -78,11 +78,9 @@ done
 # Trained for a thousand updates more, with two bits and without.
 record merged_continued-1 "" --baseline merged-1
 record merged_2bits-1 2_bits --baseline merged-1 --convert "quantize --bits 2 --half fp16"
-for experts in 8 4; do
-    for metric in importance random; do
-        record token_token-1 "prune_${experts}_$metric" --baseline token_token-1 --extract \
-            --convert "prune --experts $experts --metric $metric --data $BINARY"
-    done
+for kept in 8_{importance,activity,utilization,random} 4_{importance,random}; do
+    record token_token-1 "prune_$kept" --baseline token_token-1 --extract \
+        --convert "prune --experts ${kept%_*} --metric ${kept#*_} --data $BINARY"
 done
 record token_token-1 prune_8_4_bits --baseline token_token-1 --extract=--half=fp16 \
     --convert "prune --experts 8 --data $BINARY" --convert "quantize --bits 4 --half fp16"
@@ -104,5 +102,9 @@ for system in dense-1 dense_wide-1; do
     record "$system" upcycled --baseline "$system" --convert "upcycle --moe-freq 1 --moe-expert-count 16 --moe-top-k 2"
     record "$system" 4_bits --baseline "$system" --convert "moefy --experts 16" --convert "quantize --bits 4 --half fp16"
 done
+# A dense model trained on, with experts and without.
+record dense_continued-1 ""
+record upcycled-1 "" --baseline dense_continued-1
+record upcycled-1 subnets --baseline dense_continued-1 --extract
 record merged-2 ""
 record merged-1+merged-2 ensemble --baseline merged-1 --extract

@@ -36,6 +36,8 @@ TOKEN: Names = {
     "token_token-1.3_bits": ("whole, experts in 3 bits", ""),
     "token_token-1.2_bits": ("whole, experts in 2 bits", ""),
     "token_token-1.prune_8_importance": ("subnets, 8 of 16 experts by importance", ""),
+    "token_token-1.prune_8_activity": ("subnets, 8 of 16 experts by activity", ""),
+    "token_token-1.prune_8_utilization": ("subnets, 8 of 16 experts by utilization", ""),
     "token_token-1.prune_8_random": ("subnets, 8 of 16 experts at random", ""),
     "token_token-1.prune_8_4_bits": ("subnets, 8 by importance, experts of 4 bits, all in fp16", ""),
     "token_token-1.prune_4_importance": (
@@ -69,6 +71,11 @@ DENSE: Names = {
         "a quarter of them",
         f"{MOEFICATION}: 10 to 30 % of the units keep 95 % of the score, chosen anew for each token",
     ),
+}
+UPCYCLED: Names = {
+    "dense_continued-1": ("dense", ""),
+    "upcycled-1": ("made merged experts (`upcycle`), then trained: the whole model", ""),
+    "upcycled-1.subnets": ("the same, subnets", ""),
 }
 WIDE: Names = {
     "dense_wide-1": ("dense, eight times as wide", ""),
@@ -104,6 +111,11 @@ ROWS: dict[str, tuple[str, Names]] = {
         LANGUAGE,
     ),
     "Dense": ("Networks of 256 units: what a token passes in the models above.", DENSE),
+    "Dense, trained on with experts": (
+        "The dense model above trained for 1,000 updates more: as it is, and made one of 8 merged experts in each "
+        "layer, copies of its networks at first. Subnets have the dense model's size.",
+        UPCYCLED,
+    ),
     "Dense, with all the weights": ("Networks of 2,048 units, all of which every token passes.", WIDE),
     "Ensembles": (
         "Of subnets, in stock fairseq. The experts of a language are merged to one network: several subnets of one "

@@ -1,7 +1,7 @@
 # The demo's text, training and model, and its peers of the same data, batches and updates, for conversions.sh: SYSTEM
 # says which. All have 4+4 layers of width 128. A token passes a feed-forward network of 256 units in each, or two experts
-# of half of that, but in dense_wide. All but dense have as many feed-forward weights, 2,048 units in each layer, and
-# joined-1 has twice as many.
+# of half of that, but in dense_wide. All but dense, trained on or not, have as many feed-forward weights, 2,048 units in
+# each layer, and joined-1 has twice as many.
 
 : "${WORK_DIR:=$EXAMPLE/out/conversions}"
 source "$EXAMPLE/settings/demo.sh"
@@ -36,6 +36,9 @@ token_again-1) MODEL_FLAGS+=("${TOKEN_FLAGS[@]}") && go_on "token_continued-1/mo
 joined-1) MODEL_FLAGS+=("${TOKEN_FLAGS[@]}" --moe-expert-count 32) && go_on joined.pt --seed 13 ;;
 language_experts-1) MODEL_FLAGS+=("${TOKEN_FLAGS[@]}" --moe-language-experts 4) ;;
 dense-1) MODEL_FLAGS+=(--moe-freq 0) ;;
+dense_continued-1) MODEL_FLAGS+=(--moe-freq 0) && go_on "dense-1/model/$CHECKPOINT" --seed 11 ;;
+# --finetune-from-model does what `taskmoe convert upcycle` does.
+upcycled-1) MODEL_FLAGS=("${MERGED_FLAGS[@]}") && go_on "dense-1/model/$CHECKPOINT" --seed 11 ;;
 dense_wide-1) MODEL_FLAGS+=(--moe-freq 0 --encoder-ffn-embed-dim 2048 --decoder-ffn-embed-dim 2048) ;;
 *) fail "SYSTEM=$SYSTEM: no such system" 2 ;;
 esac
