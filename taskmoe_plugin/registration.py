@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import Any
 
 FAIRSEQ = "fairseq"
-PARTS = ("criterions", "models", "tasks")
+PARTS = ("criterions", "models", "optim", "tasks")
 
 
 def register_with_fairseq() -> None:
-    """Register task, models, architectures and criterions with fairseq: now, or as soon as a program imports it.
+    """Register task, models, criterions and optimizers with fairseq: now, or as soon as a program imports it.
 
     fairseq's ``--user-dir`` imports a package only if no one has before: it does not help one that was imported first.
     """

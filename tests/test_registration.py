@@ -22,11 +22,13 @@ from fairseq import utils
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.optim import OPTIMIZER_REGISTRY
 import torch
 utils.import_user_module(Namespace(user_dir=sys.argv[1]))
 assert "taskmoe_translation" in TASK_REGISTRY
 assert {"taskmoe_transformer", "taskmoe_transformer_big"} <= set(ARCH_MODEL_REGISTRY)
 assert {"taskmoe_label_smoothed_cross_entropy", "taskmoe_word_distillation"} <= set(CRITERION_REGISTRY)
+assert "taskmoe_adam" in OPTIMIZER_REGISTRY
 assert Namespace in torch.serialization.get_safe_globals()
 """
 

@@ -183,7 +183,7 @@ class TokenRouter(_LinearRouter):
             tokens=tokens,
             experts=gates.experts,
             weights=gates.weights,
-            assignments=sort_assignments(_owners(gates), self.gate.weight.size(0), tokens.index),
+            assignments=sort_assignments(_owners(gates), logits.size(-1), tokens.index),
         )
 
 

@@ -70,7 +70,8 @@ class SpreadExperts:
         names = [name for name, parameter in self._model.named_parameters() if parameter.requires_grad]
         numbered = dict(zip(names, enumerate(optimizer.params)))
         stacked = {name: each for name, each in numbered.items() if is_stacked(name)}
-        self._restore(optimizer.optimizer.state, {name: parameter for name, (_, parameter) in stacked.items()})
+        inner = optimizer.optimizer
+        self._restore(inner, {name: parameter for name, (_, parameter) in stacked.items()})
         if self._group is None:
             return
         while hasattr(model, "module"):
@@ -82,10 +83,9 @@ class SpreadExperts:
             # Before any process writes: what another machine writes may not look locked from here.
             remove_leftovers(directory / FOLDER)
             self._own = OwnFiles(directory)
-        inner = optimizer.optimizer
         inner.consolidate_state_dict = lambda: self._save(inner, stacked, directory)
-        numbers = {number for number, _ in stacked.values()}
-        inner.register_state_dict_post_hook(lambda _, state: _without(state, numbers))
+        numbers, whole = {number for number, _ in stacked.values()}, optimizer.state_dict
+        optimizer.state_dict = lambda: _without(whole(), numbers)
 
     def remove_unused(self) -> None:
         """After a save, on the process that wrote the checkpoint: remove files of experts that none needs any more."""
@@ -124,9 +124,10 @@ class SpreadExperts:
         if self._manifest is not None:
             state[KEY] = self._manifest
 
-    def _restore(self, states: dict[Tensor, Any], stacked: dict[str, Tensor]) -> None:
+    def _restore(self, optimizer: Any, stacked: dict[str, Tensor]) -> None:
         """Complete the optimizer state that fairseq has restored from a checkpoint; without any, do nothing."""
         loaded, whole = self._loaded, self._loaded_whole
+        states: dict[Tensor, Any] = optimizer.state
         # Another optimizer has nothing to take from this checkpoint.
         self._loaded, self._loaded_whole = None, False
         if not states:
@@ -141,6 +142,9 @@ class SpreadExperts:
                     key: value[own].clone() if is_by_expert(key, value, parameter.shape) else value
                     for key, value in states[parameter].items()
                 }
+        if loaded is not None:
+            # As PyTorch ends its loading: what an optimizer keeps may not be what it writes.
+            optimizer.__setstate__({"state": states, "param_groups": optimizer.param_groups})
 
     def _save(self, optimizer: Any, stacked: dict[str, tuple[int, Tensor]], directory: Path) -> None:
         """Write this process's experts, and wait until all processes have; a collective."""
@@ -149,7 +153,7 @@ class SpreadExperts:
             # fairseq saves what it can of a crash. The other processes may be elsewhere, and would wait for each other.
             return
         assert self._group is not None
-        weights = dict(self._model.named_parameters())
+        weights, states = dict(self._model.named_parameters()), optimizer.state_dict()["state"]
         manifest = make_manifest(self._new_save(), self._group.size, self._experts, stacked)
         file = manifest["files"][self._group.rank]
         path, problem = directory / file, None
@@ -161,7 +165,7 @@ class SpreadExperts:
                 path,
                 file,
                 utils.move_to_cpu({name: weights[name].detach() for name in stacked}),
-                utils.move_to_cpu({name: optimizer.state.get(each, {}) for name, (_, each) in stacked.items()}),
+                utils.move_to_cpu({name: states.get(number, {}) for name, (number, _) in stacked.items()}),
                 {name: number for name, (number, _) in stacked.items()},
             )
         except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmoe_plugin.errors import raise_all
+from taskmoe_plugin.optim.flags import check_optimizer
 
 LAST = "checkpoint_last.pt"
 # What fairseq fails at with a traceback, some of it after hours.
@@ -115,4 +116,5 @@ def _metric(args: Namespace) -> Iterator[str]:
 
 _CHECKS: tuple[Callable[[Namespace], Iterator[str]], ...] = (
     _not_finite, _languages, _restore_file, _finetuning, _least, _probabilities, _heads, _metric,
+    check_optimizer,
 )  # fmt: skip

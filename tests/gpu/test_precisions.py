@@ -59,6 +59,11 @@ def test_low_rank_matrices(corpus: Corpus, device: torch.device, flags: tuple[An
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_our_optimizer(corpus: Corpus, device: torch.device, precision: str) -> None:
+    check(corpus, device, precision, "--optimizer", "taskmoe_adam")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("capacity", ["--moe-capacity-factor", "--moe-eval-capacity-factor"])
 def test_a_capacity(corpus: Corpus, device: torch.device, tmp_path: Path, capacity: str, precision: str) -> None:
     check(corpus, device, precision, *routing_flags("token", "token", tmp_path), capacity, 1)

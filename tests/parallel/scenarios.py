@@ -12,6 +12,7 @@ Parts = tuple[tuple[tuple[Row, ...] | None, ...], ...]
 
 SGD = ("--optimizer", "sgd", "--lr", 0.1)
 ADAM = ("--optimizer", "adam", "--lr", 1e-3, "--adam-eps", 1e-3, "--weight-decay", 0.1)
+OUR_ADAM = ("--optimizer", "taskmoe_adam", *ADAM[2:])
 CLIPPED = (*SGD, "--clip-norm", 0.3)
 # It clips each update by its own norm, and a process knows the norm of its own experts alone; here nothing is clipped.
 # With the default epsilon it makes updates of mere rounding where a gradient is zero.
@@ -85,7 +86,7 @@ RESHARDED = {
     "adam": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), STATIC, ADAM),
     "nag": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TOKEN, ("--optimizer", "nag", "--lr", 0.01)),
     "adafactor": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TASK, ADAFACTOR),
-    "noise": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), NOISE, ADAM),
+    "noise": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), NOISE, OUR_ADAM),
     "no-experts": Scenario((EVEN, AGAIN, EVEN, UNEVEN, AGAIN), NO_EXPERTS, ADAM),
     "memory-efficient-bf16": Scenario(
         (EVEN, AGAIN, EVEN, UNEVEN, AGAIN), TASK, (*ADAM, "--clip-norm", 0.3, "--memory-efficient-bf16")
@@ -144,7 +145,7 @@ SCENARIOS = {
     "capacity-top1": Scenario((UNEVEN, EVEN), {**TOKEN, "moe_capacity_factor": 0.7, "moe_top_k": 1}, double=True),
     "capacity-logged": Scenario((EVEN,), {**TOKEN, "moe_capacity_factor": 0.5}),
     "half-of-all-tokens-to-english": Scenario((ENGLISH,), TASK, double=True),
-    "unused-experts": Scenario((EVEN, ONE_TASK, EVEN), STATIC, ADAM),
+    "unused-experts": Scenario((EVEN, ONE_TASK, EVEN), STATIC, (*OUR_ADAM, "--clip-norm", 0.3)),
     "clipping": Scenario((EVEN, UNEVEN), TOKEN, CLIPPED),
     "clipping-task": Scenario((EVEN, UNEVEN), _routed("pair", "target"), CLIPPED),
     "encoder-only": Scenario((EVEN,), {**TOKEN, "decoder_moe_freq": 0}),

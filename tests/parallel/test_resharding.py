@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,9 @@ import torch
 
 from taskmoe_plugin.parallel.manifest import is_stacked
 from tests.helpers.corpus import Corpus
-from tests.parallel.scenarios import RESHARDED, STAGES
+from tests.parallel.scenarios import ADAM, OUR_ADAM, RESHARDED, STAGES
 from tests.parallel.test_same_training import assert_near, whole
-from tests.parallel.training import stage_directory
+from tests.parallel.training import make_trainer, run_updates, stage_directory
 
 # With Adafactor, biases are near only: of those of its own experts alone, a process knows the mean over experts.
 WITHIN = {"memory-efficient-bf16": 0.03, "adafactor": 2e-4}
@@ -58,3 +60,17 @@ def test_each_process_saves_its_experts_and_the_first_all_else(unbroken: Any, co
         assert all(each["exp_avg"].abs().sum() >= 0 for each in shard["optimizer"].values())
     states = len(state["last_optimizer_state"]["state"]) + len(shards[0]["optimizer"])
     assert states == len(alone["last_optimizer_state"]["state"])
+
+
+@pytest.mark.parametrize(("name", "then"), [("adam", OUR_ADAM), ("noise", ADAM)], ids=["to ours", "to fairseq's"])
+def test_fairseqs_adam_and_ours_take_up_each_others_experts(
+    unbroken: Any, corpus: Corpus, tmp_path: Path, name: str, then: tuple[Any, ...]
+) -> None:
+    before, after = (stage_directory(corpus, name, stage) / "checkpoint_last.pt" for stage in (2, 3))
+    scenario = replace(RESHARDED[name], training=then)
+    trainer = make_trainer(corpus, scenario, 1, 0, tmp_path, before)
+    trainer.load_checkpoint(str(before))
+    run_updates(trainer, scenario.updates[STAGES[3][1]], 1, 0)
+    # Moments, unlike weights, are the same wherever epsilon acts.
+    expected = torch.load(after, weights_only=True)["last_optimizer_state"]["state"]
+    torch.testing.assert_close(trainer.optimizer.state_dict()["state"], expected)

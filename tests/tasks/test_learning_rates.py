@@ -10,6 +10,7 @@ from fairseq.optim.adam import FairseqAdam
 from fairseq.optim.nag import FairseqNAG
 from torch import Tensor
 
+from taskmoe_plugin.optim import TaskMoEAdam
 from taskmoe_plugin.tasks.learning_rates import own_learning_rates
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import build_model, net_input, rows
@@ -17,8 +18,10 @@ from tests.parallel.scenarios import ADAM, EVEN, TOKEN, Scenario
 from tests.parallel.training import make_trainer, run_updates, write_groups
 
 SCALE, UPDATES = 0.25, 4
+OF_ADAM = {"adam_betas": "(0.9, 0.98)", "adam_eps": 1e-8, "fp16_adam_stats": False}
 OPTIMIZERS = {
-    "adam": (FairseqAdam, {"adam_betas": "(0.9, 0.98)", "adam_eps": 1e-8, "fp16_adam_stats": False}),
+    "adam": (FairseqAdam, OF_ADAM),
+    "taskmoe_adam": (TaskMoEAdam, OF_ADAM),
     # It notes the last learning rate with its parameters.
     "nag": (FairseqNAG, {"momentum": 0.9}),
 }
