@@ -55,18 +55,6 @@ def add_bias_(y: Tensor, bias: Tensor, groups: Groups, relu: bool) -> None:
         y.relu_()
 
 
-def sum_by_group(x: Tensor, groups: Groups) -> Tensor:
-    """The sums (E, O) of the rows of each group, in the type of ``x``: the gradients of biases.
-
-    Args:
-        x: (A, O), contiguous.
-        groups: of the rows.
-    """
-    if kernels := _fused(x):
-        return kernels.sum_by_group(x, groups.ends)  # type: ignore[no-any-return]
-    return groups.members(x.dtype).t() @ x
-
-
 def gather_sum(y: Tensor, place: Tensor, weights: Tensor | None, index: Tensor | None, size: int) -> Tensor:
     """Σ_k weight_nk · y[place_nk] for each of N tokens, zeros at padding: (T·B, C) in the type of ``y``.
 

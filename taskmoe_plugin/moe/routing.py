@@ -73,10 +73,13 @@ def routings_of_units(
         counts: for each layer, what ``Routing.counts`` is.
         by_task: whether the units are tasks.
     """
+    layers, units, k = gates.weights.shape
     with full_precision(tokens.device):
-        # Backward is a matrix product too. That of indexing adds up thousands of tokens in few rows, one by one.
-        one_hot = F.one_hot(unit, gates.probs.size(1)).to(gates.weights.dtype)
-        weights = torch.matmul(one_hot, gates.weights).unbind(0)
+        # Backward is a matrix product too, one for all layers, which a GPU divides by tokens. That of indexing adds up
+        # thousands of tokens in few rows, one by one.
+        one_hot = F.one_hot(unit, units).to(gates.weights.dtype)
+        by_unit = gates.weights.transpose(0, 1).reshape(units, layers * k)
+        weights = torch.mm(one_hot, by_unit).view(-1, layers, k).transpose(0, 1).contiguous().unbind(0)
     experts = gates.experts.index_select(1, unit)
     owners = _owners(gates).index_select(1, unit) if gates.sparse else experts
     assignments = sort_assignments(owners, gates.probs.size(-1), tokens.index).layers()

@@ -1,4 +1,4 @@
-"""The kernels of ``kernels``, in Triton: most have a program for each row. Sums are made in fp32."""
+"""The kernels of ``kernels``, in Triton: a program for each row. Sums are made in fp32."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDEST = 4096  # columns of a row that a program has in its registers at once
-SUMMED_ROWS, SUMMED_COLUMNS = 64, 64  # what a program that adds up rows reads at once
+WIDEST = 4096  # columns that a program has in its registers at once
 
 
 def _block(columns: int) -> int:
@@ -35,31 +34,6 @@ def add_bias_(y: Tensor, bias: Tensor, owner: Tensor, relu: bool) -> None:
     rows, columns = y.shape
     if rows:
         _add_bias[(rows,)](y, bias, owner, RELU=relu, COLUMNS=columns, BLOCK=_block(columns))
-
-
-@triton.jit
-def _sum_by_group(x, ends, out, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    group = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < COLUMNS
-    start = tl.load(ends + group - 1, mask=group > 0, other=0)
-    end = tl.load(ends + group)
-    total = tl.zeros([ROWS, BLOCK], tl.float32)
-    for first in range(start, end, ROWS):
-        row = first + tl.arange(0, ROWS)
-        at = x + row[:, None].to(tl.int64) * COLUMNS + column[None, :]
-        total += tl.load(at, mask=(row < end)[:, None] & inside[None, :], other=0.0).to(tl.float32)
-    tl.store(out + group * COLUMNS + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=inside)
-
-
-def sum_by_group(x: Tensor, ends: Tensor) -> Tensor:
-    """See ``kernels.sum_by_group``; ``x`` is contiguous. A program adds up some columns of a group."""
-    columns, groups = x.size(1), ends.numel()
-    out = x.new_empty(groups, columns)
-    block = min(_block(columns), SUMMED_COLUMNS)
-    grid = groups, triton.cdiv(columns, block)
-    _sum_by_group[grid](x, ends, out, ROWS=SUMMED_ROWS, COLUMNS=columns, BLOCK=block)
-    return out
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -52,7 +52,6 @@ class Example:
             rows = y.clone()
             kernels.add_bias_(rows, self.bias, Groups(own.ends, own.owner[: len(y)]), relu)
             found.append(rows)
-        found.append(kernels.sum_by_group(self.y, Groups(own.ends, own.owner)))
         return found
 
 
@@ -77,8 +76,8 @@ def test_each_step_gives_what_operators_give(
             assert found is None
             continue
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-        # The gradients of weights are sums of as many products as there are columns, those of biases of as many rows.
-        scale = max(columns, TOKENS) ** 0.5 if found.shape in (example.weights.shape, example.bias.shape) else 1
+        # The gradients of weights are sums of as many products as there are columns.
+        scale = columns**0.5 if expected.dtype != dtype or found.shape == example.weights.shape else 1
         torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=scale * TOLERANCE[dtype])
 
 

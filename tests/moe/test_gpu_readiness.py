@@ -69,9 +69,9 @@ def test_a_layer_calls_as_many_operators_for_any_number_of_experts_and_tasks(gro
 @needs_grouped_mm
 @pytest.mark.parametrize("kind", BY_TASK)
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_layer_calls_at_most_2_2_times_the_operators_of_a_dense_network(grouped: None, kind: str, padded) -> None:
+def test_a_layer_calls_at_most_2_5_times_the_operators_of_a_dense_network(grouped: None, kind: str, padded) -> None:
     # To merge experts takes a product for each of their four parts.
-    limit = 2.7 if kind == "merged" else 2.2
+    limit = 2.7 if kind == "merged" else 2.5
     assert operators(kind, 32, 16, padded) <= limit * dense_operators()
 
 
