@@ -74,7 +74,9 @@ class LocalDispatcher:
             turn = serving_order(routing, shuffle)
             assignments = drop_beyond(assignments, experts, turn, capacity, index=routing.tokens.index)
             routing, partly = with_dropped(routing, assignments), True
-        rows, groups = assignments.row, Groups(assignments.ends, assignments.owner, counts)
+        # A pruned layer may have fewer experts than the gates of its stack have places for.
+        ends = assignments.ends.narrow(0, 0, num_experts)
+        rows, groups = assignments.row, Groups(ends, assignments.owner, counts)
         if partly:
             rows, groups = _leave_out(rows, groups, num_experts)
         return gather(x, rows, assignments, routing), Dispatched(assignments, routing, x.size(0), groups)

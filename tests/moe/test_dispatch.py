@@ -199,3 +199,20 @@ def test_capacity_is_factor_k_tokens_by_experts_rounded_up(
     factor: float, tokens: int, experts: int, k: int, expected: int
 ) -> None:
     assert expert_capacity(factor, tokens, experts, k) == expected
+
+
+def test_a_layer_with_fewer_experts_than_the_gates_of_its_stack_has_as_many_groups_as_experts() -> None:
+    experts = torch.tensor([[0, 1], [1, 0]])
+    tokens = Tokens.from_padding(torch.zeros(1, 2, dtype=torch.bool))
+    weights = torch.full((2, 2), 0.5)
+    routing = Routing(
+        gates=Gates(None, torch.empty(0), experts, weights),
+        share=torch.empty(0),
+        tokens=tokens,
+        experts=experts,
+        weights=weights,
+        assignments=sort_assignments(experts, 5),
+    )
+    _, sent = LocalDispatcher().dispatch(torch.ones(2, WIDTH), routing, 2, 0.0)
+    assert sent.groups.ends.tolist() == [2, 4]
+    assert sent.groups.members(torch.float32).shape == (4, 2)
