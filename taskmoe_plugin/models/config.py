@@ -36,6 +36,12 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--moe-task-gate", choices=("learned", "static"),
         help="tasks begin with experts dealt in turn and even weights; "
         "static: they keep these (default: learned)")  # fmt: skip
+    add("--moe-task-gate-warmup-updates", type=int, metavar="N",
+        help="no experts are dealt: in training tasks begin with more of them than --moe-top-k, and lose those that "
+        "they weigh least, so that after N updates they have learnt which to share; 0: none (default: 0)")  # fmt: skip
+    add("--moe-task-gate-warmup-top-k", type=int, metavar="K",
+        help="with how many experts a task begins; they cost time and memory as --moe-top-k of as many does (default: "
+        "4 times --moe-top-k, at most all)")  # fmt: skip
     add("--moe-combine", choices=("outputs", "weights"),
         help="what of a task's experts is combined; weights: they are merged to one network of an expert's width, and "
         "--moe-top-k is by default all of them (default: outputs)")  # fmt: skip
@@ -92,6 +98,8 @@ def set_moe_defaults(args: Namespace) -> None:
         "decoder_moe_routing": "target",
         "moe_task_groups": None,
         "moe_task_gate": "learned",
+        "moe_task_gate_warmup_updates": 0,
+        "moe_task_gate_warmup_top_k": None,
         "moe_capacity_factor": 0.0,
         "moe_eval_capacity_factor": 0.0,
         "moe_random_token_priority": False,
@@ -224,10 +232,35 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
     gated = routings & set(TASK_ROUTINGS) or (by_token and args.moe_language_experts)
     if args.moe_task_gate == "static" and not gated:
         yield "--moe-task-gate static: no stack routes by task; choose source, target, pair or group routing"
+    if args.moe_task_gate_warmup_updates or args.moe_task_gate_warmup_top_k is not None:
+        yield from _problems_of_warmup(args, bool(routings & set(TASK_ROUTINGS)))
     if not 0 <= args.moe_router_jitter < 1:
         yield f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1"
     if args.moe_expert_dropout is not None and not 0 <= args.moe_expert_dropout < 1:
         yield f"--moe-expert-dropout {args.moe_expert_dropout}: give a value from 0 up to 1"
+
+
+def _problems_of_warmup(args: Namespace, by_task: bool) -> Iterator[str]:
+    updates, start = args.moe_task_gate_warmup_updates, args.moe_task_gate_warmup_top_k
+    name = f"--moe-task-gate-warmup-updates {updates}"
+    if updates < 0:
+        yield f"{name}: give 0 (none) or more"
+    if not updates:
+        yield f"--moe-task-gate-warmup-top-k {start}: there is no warm-up; give --moe-task-gate-warmup-updates"
+    if args.moe_top_k < 2:
+        yield f"{name}: a task that is left with one expert learns no more; give --moe-top-k of at least 2"
+    if not by_task:
+        yield f"{name}: no stack routes by task; choose source, target, pair or group routing"
+    if start is not None and not args.moe_top_k <= start <= args.moe_expert_count:
+        yield (
+            f"--moe-task-gate-warmup-top-k {start}: give at least --moe-top-k, which is {args.moe_top_k}, and at most "
+            f"--moe-expert-count, which is {args.moe_expert_count}"
+        )
+    for flag, default in (
+        ("combine", "outputs"), ("task_gate", "learned"), ("threshold", 0), ("dense_training", False),
+    ):  # fmt: skip
+        if getattr(args, f"moe_{flag}") != default:
+            yield f"{name}: is not supported with --moe-{flag.replace('_', '-')}; leave one of them out"
 
 
 def _problems_of_language_experts(args: Namespace, by_token: bool) -> Iterator[str]:

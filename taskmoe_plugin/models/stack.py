@@ -29,6 +29,7 @@ from taskmoe_plugin.moe import (
     StaticTaskGates,
     TaskGates,
     TokenRouter,
+    Warmup,
 )
 from taskmoe_plugin.parallel.exchange import AllToAllDispatcher
 from taskmoe_plugin.parallel.gradients import mark_as_spread
@@ -45,6 +46,12 @@ def _task_table(args: Namespace, by: str, restriction: Restriction | None) -> Ta
     return TaskTable.build(by, langs, pairs, json.loads(args.taskmoe_groups)) if by in TASK_ROUTINGS else None
 
 
+def _warmup(args: Namespace) -> Warmup | None:
+    updates = getattr(args, "moe_task_gate_warmup_updates", 0)
+    start = getattr(args, "moe_task_gate_warmup_top_k", None) or min(4 * args.moe_top_k, args.moe_expert_count)
+    return Warmup(updates, start) if updates else None
+
+
 @dataclass(frozen=True)
 class StackConfig:
     """The flags of one stack.
@@ -56,6 +63,7 @@ class StackConfig:
         experts, top_k, ffn_dim: number of experts, experts per token, hidden width of one expert.
         merge: whether a task's experts are merged to one network.
         choice: how tasks, sentences or tokens choose them.
+        warmup: how the number of a task's experts falls in training; None: it does not.
         grad_scale, lr_scale: what gradients of experts, and their learning rate, are multiplied by.
         language_experts: M, among how many experts the tokens of a language choose; 0: all.
         langs: all languages, in the order of their ids.
@@ -81,6 +89,7 @@ class StackConfig:
     static: bool
     merge: bool
     choice: Choice
+    warmup: Warmup | None
     jitter: float
     capacity_factor: float
     eval_capacity_factor: float
@@ -131,6 +140,7 @@ class StackConfig:
                 getattr(args, "moe_threshold", 0.0),
                 getattr(args, "moe_dense_training", False),
             ),
+            warmup=_warmup(args) if by_task else None,
             jitter=args.moe_router_jitter,
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
@@ -236,7 +246,7 @@ class StackConfig:
             return StaticTaskGates(layers, tasks, self.experts, k, choice.scale)
         # Noise of its own for each stack.
         seed = int(self.stack == "decoder")
-        return TaskGates(layers, tasks, self.width, self.experts, k, self.jitter, seed, choice, ahead)
+        return TaskGates(layers, tasks, self.width, self.experts, k, self.jitter, seed, choice, ahead, self.warmup)
 
     def build_tasks(self) -> TaskRouter | TaskCandidates | None:
         """The tasks of the stack with freshly initialised gates; None if it has none."""

@@ -70,6 +70,11 @@ class StackUpcycling:
                 "--moe-dense-training: every token has all experts, which then must be copies of a dense network, and "
                 "--moe-top-k above 1; leave it out, or make them so"
             )
+        if config.warmup:
+            raise UsageError(
+                "--moe-task-gate-warmup-updates: tasks begin with experts that were not dealt to them, which would not "
+                "compute what the dense model does; leave it out"
+            )
         total = 1.0 if config.merge else config.choice.scale
         if k == 1 and not config.by_task:
             total /= config.language_experts or experts

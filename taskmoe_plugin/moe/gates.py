@@ -160,6 +160,25 @@ def deal(tasks: int, experts: int, top_k: int) -> Tensor:
     return edges[:-1] + (task + block * (task // size)) % size
 
 
+@dataclass(frozen=True)
+class Warmup:
+    """How many experts a task has in the first updates: more than K, and by the same factor fewer in equal times.
+
+    Attributes:
+        updates: after so many it has K.
+        start: with how many it begins.
+    """
+
+    updates: int
+    start: int
+
+    def top_k(self, k: int, num_updates: int) -> int:
+        """The experts of a task after so many updates; ``k`` at the end, at least."""
+        left = max(0.0, 1 - num_updates / self.updates)
+        # What rounding adds to a whole number is no expert.
+        return max(k, math.ceil(k * math.pow(self.start / k, left) - 1e-6))
+
+
 class TaskGates(nn.Module):
     """Each task chooses its experts, in each layer: the gate scores a learned embedding of the task (TaskMoE, 3.1).
 
@@ -174,6 +193,11 @@ class TaskGates(nn.Module):
     With k = 1 the weight is the probability divided by the one that a dealt expert begins with, so that a layer begins
     where a dense one does, however many experts there are.
 
+    With a warm-up no expert is dealt. A task begins with more experts than k and nearly equal scores, and loses the one
+    that it weighs least whenever their number falls: from dense to sparse, as the gate of EvoMoE does for tokens (Nie
+    et al. 2021, 2112.14397). What two tasks share in the end is then what they have learnt to share, and not what was
+    dealt.
+
     Args:
         layers: L.
         tasks: U.
@@ -185,6 +209,7 @@ class TaskGates(nn.Module):
         seed: tells the noise of one stack from that of another.
         choice: how tasks choose. With dense training there is no head start.
         ahead: the head start.
+        warmup: how the number of experts falls to K in training, for K > 1; None: it is K from the beginning.
     """
 
     HEAD_START = 2.0
@@ -201,10 +226,12 @@ class TaskGates(nn.Module):
         seed: int = 0,
         choice: Choice | None = None,
         ahead: float = HEAD_START,
+        warmup: Warmup | None = None,
     ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
         self.top_k = top_k
+        self.warmup = warmup
         self.choice = Choice() if choice is None else choice
         self.jitter = jitter
         self.seed = seed
@@ -212,7 +239,7 @@ class TaskGates(nn.Module):
         self.embedding = nn.Parameter(torch.randn(layers, tasks, width))
         self.weight = nn.Parameter(_truncated_normal((layers, experts, width), std=1.0))
         dealt = deal(tasks, experts, top_k)
-        ahead = 0.0 if self.choice.dense_training else ahead
+        ahead = 0.0 if self.choice.dense_training or warmup is not None else ahead
         self.register_buffer("head_start", torch.zeros(tasks, experts).scatter(1, dealt, ahead))
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -226,8 +253,11 @@ class TaskGates(nn.Module):
             if self.training and self.jitter > 0:
                 embedding = embedding * self._noise(embedding)
             logits = embedding @ weight.transpose(1, 2) / embedding.size(-1) + self.head_start.float()
-            gates = self.choice(logits, self.top_k, self.training)
-            if self.top_k > 1 or self.choice.dense_training:
+            k = self.top_k
+            if self.warmup is not None and self.training:
+                k = self.warmup.top_k(k, self.num_updates)
+            gates = self.choice(logits, k, self.training)
+            if k > 1 or self.choice.dense_training:
                 return gates
             first = 1 / (1 + (logits.size(-1) - 1) * math.exp(-self.HEAD_START))
             return Gates(logits, gates.probs, gates.experts, gates.weights / first)

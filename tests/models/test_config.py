@@ -72,6 +72,21 @@ WRONG = [
     ({"moe_combine": "weights", "moe_route_scale": 2.0}, "--moe-route-scale 2.0: is for experts whose outputs"),
     ({"moe_dense_training": True, "moe_combine": "weights"}, "has all experts, which --moe-combine is not for"),
     ({"moe_dense_training": True, "moe_task_gate": "static"}, "has all experts, which --moe-task-gate is not for"),
+    ({"moe_task_gate_warmup_updates": -1}, "--moe-task-gate-warmup-updates -1: give 0 (none) or more"),
+    ({"moe_task_gate_warmup_top_k": 4}, "--moe-task-gate-warmup-top-k 4: there is no warm-up; give --moe-task-gate-w"),
+    (
+        {"moe_task_gate_warmup_updates": 9, "moe_task_gate_warmup_top_k": 1},
+        "--moe-task-gate-warmup-top-k 1: give at least --moe-top-k, which is 2, and at most --moe-expert-count, which",
+    ),
+    ({"moe_task_gate_warmup_updates": 9, "moe_top_k": 1}, "a task that is left with one expert learns no more; give"),
+    (
+        {"moe_task_gate_warmup_updates": 9, "encoder_moe_routing": "token", "decoder_moe_routing": "token"},
+        "--moe-task-gate-warmup-updates 9: no stack routes by task; choose source",
+    ),
+    (
+        {"moe_task_gate_warmup_updates": 9, "moe_task_gate": "static", "moe_combine": "weights"},
+        "--moe-task-gate-warmup-updates 9: is not supported with --moe-combine; leave one of them out; also: --moe-",
+    ),
     ({"moe_route_scale": 0.0}, "--moe-route-scale 0: give a value above 0"),
     ({"moe_combine": "weights", "moe_top_k": 9}, "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8"),
     ({"task_low_rank": -1}, "--task-low-rank -1: give 0 (none) or more, and less than the model's width, which is 16"),

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
 
 from taskmoe_plugin.moe import (
     FixedTaskGates,
@@ -18,6 +20,7 @@ from taskmoe_plugin.moe import (
     StaticTaskGates,
     TaskGates,
     TokenRouter,
+    Warmup,
     deal,
     routings_of_units,
     top_k_gates,
@@ -119,6 +122,71 @@ def test_the_noise_of_tasks_depends_on_the_update_and_the_stack_alone() -> None:
     assert torch.equal(noisy(3), noisy(3))
     assert not torch.equal(noisy(3), noisy(4))
     assert not torch.equal(noisy(3), noisy(3, seed=1))
+
+
+@given(st.integers(2, 8), st.integers(0, 40), st.integers(1, 1000))
+def test_in_a_warm_up_the_number_of_experts_falls_from_the_first_to_k(k: int, more: int, updates: int) -> None:
+    warmup = Warmup(updates, k + more)
+    numbers = [warmup.top_k(k, update) for update in range(updates + 2)]
+    assert numbers[0] == k + more
+    assert numbers[-2:] == [k, k]
+    assert numbers == sorted(numbers, reverse=True)
+
+
+def test_in_a_warm_up_it_falls_by_the_same_factor_in_equal_times() -> None:
+    assert [Warmup(100, 16).top_k(2, update) for update in (0, 33, 34, 66, 67, 99, 100, 200)] == [
+        16, 9, 8, 5, 4, 3, 2, 2,
+    ]  # fmt: skip
+
+
+def test_tasks_that_warm_up_begin_with_more_experts_which_all_learn_and_translate_with_the_best_k() -> None:
+    gates = TaskGates(layers=1, tasks=3, width=8, experts=8, top_k=2, warmup=Warmup(100, 6))
+    assert not gates.head_start.any()
+    found = gates.train()()
+    assert found.experts.size(-1) == 6
+    torch.testing.assert_close(found.weights.sum(-1), torch.ones(1, 3))
+    (found.shares * torch.randn(1, 3, 8)).sum().backward()
+    chosen = torch.zeros(8).index_fill(0, found.experts[0].flatten(), 1).bool()
+    assert torch.equal(gates.weight.grad.abs().sum(dim=-1).gt(0)[0], chosen)
+    calm = gates.eval()()
+    assert torch.equal(calm.experts, found.experts[..., :2])
+    gates.train().set_num_updates(100)
+    assert torch.equal(gates().experts, calm.experts)
+
+
+def sharing(warmup: Warmup | None, updates: int = 400) -> tuple[float, float]:
+    """How much tasks share of their experts when six of them have learnt two functions: of the same one, of the other.
+
+    As many tasks as experts have places for, by dealing: two experts of four for each of six.
+    """
+    torch.manual_seed(0)
+    tasks, experts, width = 6, 4, 8
+    functions = [nn.Sequential(nn.Linear(width, 16), nn.Tanh(), nn.Linear(16, width)) for _ in range(2)]
+    for parameter in nn.ModuleList(functions).requires_grad_(False).parameters():
+        parameter.mul_(2)
+    first, second = (nn.Parameter(torch.randn(experts, width, width) / width**0.5) for _ in range(2))
+    gates = TaskGates(1, tasks, 16, experts, 2, warmup=warmup)
+    optimizer = torch.optim.Adam([first, second, *gates.parameters()], lr=0.01)
+    for update in range(updates):
+        gates.set_num_updates(update)
+        x = torch.randn(tasks, 32, width)
+        target = torch.stack([functions[task % 2](x[task]) for task in range(tasks)])
+        each = torch.einsum("tnec,ecd->tned", torch.einsum("tnc,ecd->tned", x, first).relu(), second)
+        loss = F.mse_loss(2 * torch.einsum("te,tned->tnd", gates().shares[0], each), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    shares = gates.eval()().shares[0]
+    common = torch.minimum(shares.unsqueeze(1), shares).sum(dim=-1)
+    same = (torch.arange(tasks).unsqueeze(1) - torch.arange(tasks)) % 2 == 0
+    return float(common[same & ~torch.eye(tasks, dtype=torch.bool)].mean()), float(common[~same].mean())
+
+
+def test_tasks_that_warm_up_learn_which_tasks_to_share_experts_with() -> None:
+    same, other = sharing(Warmup(200, 4))
+    assert same > 0.95
+    assert other < 0.5
+    assert sharing(None)[0] < 0.8  # those that are dealt keep some that are not of their kind
 
 
 def test_an_update_of_adam_moves_the_logits_of_a_task_little_however_wide_its_embedding() -> None:

@@ -112,6 +112,7 @@ DDP = {
     ),
     "replicated-dense-encoder": Scenario((FILLER, HALVES), {**AMONG, "encoder_layers": 1}, NO_GATE_LOSS, spread=False),
     "spread-dense-training": Scenario((EVEN, ONE_TASK, FILLER), {**TASK, "moe_dense_training": True}, CLIPPED),
+    "spread-warmup": Scenario((EVEN, ONE_TASK, FILLER), {**TASK, "moe_task_gate_warmup_updates": 2}, CLIPPED),
     "replicated-merged": Scenario((EVEN, ONE_TASK, FILLER, HALVES), {**TASK, **MERGED}, ADAM, spread=False),
     "spread": Scenario((EVEN, ONE_TASK, FILLER, HALVES), STATIC, ADAM),
     "spread-token": Scenario((ONE_TASK, FILLER, HALVES), TOKEN, CLIPPED),

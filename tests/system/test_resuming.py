@@ -44,6 +44,8 @@ def state(directory: Path) -> dict[str, Any]:
             "--store-ema",
             "--task-low-rank",
             3,
+            "--moe-task-gate-warmup-updates",
+            8,
         ),
     ],
     ids=lambda flags: "/".join(flags[:2]),
