@@ -29,13 +29,19 @@ FFN=$((4 * WIDTH))
 commas=${LANGS//[^,]/}
 # Two experts a language, of which a token uses two: without learning, no language would share any.
 EXPERTS=$((2 * (${#commas} + 1)))
+: "${UPDATES:=$MAX_UPDATE}"
 
-# routed ENCODER DECODER: narrow experts with these routings. Their outputs are doubled, for each is half a network.
+# routed ENCODER DECODER [EXPERTS]: narrow experts with these routings. Their outputs are doubled, for each is half of a
+# network.
 routed() {
     SYSTEM_FLAGS=(
         --moe-freq 1 --encoder-moe-routing "$1" --decoder-moe-routing "$2"
-        --moe-expert-count "$EXPERTS" --moe-expert-ffn-dim $((FFN / 2)) --moe-top-k 2 --moe-route-scale 2
+        --moe-expert-count "${3:-$EXPERTS}" --moe-expert-ffn-dim $((FFN / 2)) --moe-top-k 2 --moe-route-scale 2
     )
+}
+# Fewer experts than languages, which learn in the first third which of them to share.
+learned() {
+    routed "$1" "$2" 8 && SYSTEM_FLAGS+=(--moe-task-gate-warmup-updates $((UPDATES / 3)))
 }
 dense() {
     SYSTEM_FLAGS=(--moe-freq 0 --encoder-ffn-embed-dim "$1" --decoder-ffn-embed-dim "$1") SUBNETS=none
@@ -60,8 +66,11 @@ case $name in
     low_rank) dense "$FFN" && SYSTEM_FLAGS+=(--task-low-rank $((WIDTH / 4))) SUBNETS=fold ;;
     merged) SYSTEM_FLAGS=("${MERGED_FLAGS[@]}") ;;
     merged_low_rank) SYSTEM_FLAGS=("${MERGED_FLAGS[@]}" --task-low-rank $((WIDTH / 4))) ;;
-    source_target | target_target) routed "${name%_*}" "${name#*_}" ;;
-    static) routed source target && SYSTEM_FLAGS+=(--moe-task-gate static) ;;
+    source_target | target_target)
+        # What is made of the dense system's networks is dealt, so as to compute what they do.
+        if [[ $SYSTEM == upcycled_* ]]; then routed source target; else learned "${name%_*}" "${name#*_}"; fi
+        ;;
+    static) routed source target 8 && SYSTEM_FLAGS+=(--moe-task-gate static) ;; # the control of source_target
     token_target) routed token target && SUBNETS=partial ;;
     token_token) routed token token && SUBNETS=none ;;
     switch)
@@ -101,7 +110,7 @@ training_flags() {
         "${START_FLAGS[@]}"
     )
 }
-: "${UPDATES:=$MAX_UPDATE}" "${LEARNING_RATE:=${LEARNING_RATES%% *}}"
+: "${LEARNING_RATE:=${LEARNING_RATES%% *}}"
 training_flags "$UPDATES" "$LEARNING_RATE"
 CHECKPOINT=checkpoint_last.pt
 GENERATE_FLAGS=(--beam 4 --max-tokens 4096)
