@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -181,23 +178,11 @@ def _run(args: Namespace) -> None:
     device.check(args)
     report.claim(args.output, args.force)
     command = shlex.join(["taskmoe", *sys.argv[1:]])
-    with _quiet():
-        found = report.Report(
-            args.kind, command, report.environment(args.threads, args.cpu_time, args.device), bench.run(args)
-        )
-        paths = report.write(found, args.output, lambda figure: bench.draw(found.rows, figure))
+    environment = report.environment(args.threads, args.cpu_time, args.device)
+    found = report.Report(args.kind, command, environment, bench.run(args))
+    paths = report.write(found, args.output, lambda figure: bench.draw(found.rows, figure))
     print(bench.summary(found.rows))
     report.progress(f"wrote {', '.join(map(str, paths))}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # fairseq opens the root logger to all levels, and matplotlib has much to say there.
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _show(args: Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +66,6 @@ def run(args: Namespace) -> None:
     from taskmoe_plugin.subnet.extract import extract
     from taskmoe_plugin.subnet.report import table
 
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     try:
         rows = extract(args.path, _groups(args.lang_pairs), _options(args))
     except KeyboardInterrupt:

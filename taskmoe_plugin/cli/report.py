@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,8 +47,6 @@ def run(args: Namespace) -> None:
     # Needs PyTorch and fairseq, which take a while to load.
     from taskmoe_plugin.report import content, files, table
 
-    for name in ("fairseq", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     data = [Path(each) for each in args.data.split(":")] if args.data else []
     try:
         files.check_free(args.output_dir, args.force)

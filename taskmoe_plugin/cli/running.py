@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,11 +15,13 @@ from taskmoe_plugin.errors import TaskMoEError, one_line_errors
 def running(program: str) -> Iterator[None]:
     """Within the context errors that a user can put right, refusals of the system and interruptions become one line.
 
-    SIGTERM, which batch systems send, interrupts like Ctrl-C, so that what is being written is cleaned up.
+    SIGTERM, which batch systems send, interrupts like Ctrl-C, so that what is being written is cleaned up. What
+    libraries say of themselves when they are loaded is left out.
 
     Raises:
         SystemExit: in their place.
     """
+    _quieten_libraries()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with one_line_errors(program):
@@ -29,6 +33,13 @@ def running(program: str) -> Iterator[None]:
                 raise TaskMoEError(_line(error)) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _quieten_libraries() -> None:
+    # fairseq opens the root logger to all levels, and tells what is not installed.
+    for name in ("fairseq", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="fairscale")
 
 
 def _line(error: OSError, limit: int = 200) -> str:

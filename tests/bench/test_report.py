@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,11 @@ def test_the_columns_of_a_table_line_up() -> None:
         "| token         | 0.25     |",
         "| a longer name | 1        |",
     ]
+
+
+def test_a_command_says_nothing_of_the_libraries_that_it_loads(tmp_path: Path) -> None:
+    report = Path(__file__).parents[2] / "docs/figures/layer.json"
+    command = [sys.executable, "-c", "from taskmoe_plugin.cli.main import main; main()", "bench", "show", str(report)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("| dtype")
+    assert done.stderr == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -42,6 +41,5 @@ def _conversion(args: Namespace) -> Conversion:
     # Needs PyTorch and fairseq, which take a while to load.
     from taskmoe_plugin.convert.moefy import Options, moefy
 
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     data = tuple(map(Path, (args.data or "").split(":")))
     return partial(moefy, options=Options(args.experts, args.keep, data, args.gen_subset, count, args.seed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -60,7 +59,6 @@ def _conversion(args: Namespace) -> Conversion:
     # Needs PyTorch and fairseq, which take a while to load.
     from taskmoe_plugin.convert.prune import Options, prune
 
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     options = Options(
         pairs=() if args.lang_pairs == "all" else tuple(args.lang_pairs.split(",")),
         experts=experts,
