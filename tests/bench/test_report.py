@@ -106,7 +106,7 @@ def test_the_columns_of_a_table_line_up() -> None:
     ]
 
 
-def test_a_command_says_nothing_of_the_libraries_that_it_loads(tmp_path: Path) -> None:
+def test_a_command_says_nothing_of_the_libraries_that_it_loads() -> None:
     report = Path(__file__).parents[2] / "docs/figures/layer.json"
     command = [sys.executable, "-c", "from taskmoe_plugin.cli.main import main; main()", "bench", "show", str(report)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -157,7 +157,7 @@ def test_tasks_that_warm_up_begin_with_more_experts_which_all_learn_and_translat
 def sharing(warmup: Warmup | None, updates: int = 400) -> tuple[float, float]:
     """How much tasks share of their experts when six of them have learnt two functions: of the same one, of the other.
 
-    As many tasks as experts have places for, by dealing: two experts of four for each of six.
+    There are four experts, and each task has two, so that tasks of one function can have theirs to themselves.
     """
     torch.manual_seed(0)
     tasks, experts, width = 6, 4, 8
