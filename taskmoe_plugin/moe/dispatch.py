@@ -75,7 +75,9 @@ class LocalDispatcher:
             assignments = drop_beyond(assignments, experts, turn, capacity, index=routing.tokens.index)
             routing, partly = with_dropped(routing, assignments), True
         # A pruned layer may have fewer experts than the gates of its stack have places for.
-        ends = assignments.ends.narrow(0, 0, num_experts)
+        ends = assignments.ends
+        if ends.numel() != num_experts:
+            ends = ends.narrow(0, 0, num_experts)
         rows, groups = assignments.row, Groups(ends, assignments.owner, counts)
         if partly:
             rows, groups = _leave_out(rows, groups, num_experts)

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """(N, size), 1 where ``index`` (N,) names the column, in one pass; the host does not wait for a GPU."""
+    every = torch.arange(size, device=index.device, dtype=index.dtype)
+    found = torch.empty(index.numel(), size, device=index.device, dtype=dtype)
+    return torch.eq(index.unsqueeze(1), every, out=found)
+
+
 class Groups:
     """Which of A rows belong to which of E groups: first those of group 0, then those of group 1, and so on.
 
@@ -34,6 +41,5 @@ class Groups:
     def members(self, dtype: torch.dtype) -> Tensor:
         """(A, E), 1 where a row is of a group; made once."""
         if self._members is None or self._members.dtype != dtype:
-            every = torch.arange(self.ends.numel(), device=self.owner.device, dtype=self.owner.dtype)
-            self._members = self.owner.unsqueeze(1).eq(every).to(dtype)
+            self._members = one_hot(self.owner, self.ends.numel(), dtype)
         return self._members

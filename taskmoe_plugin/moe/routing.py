@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from taskmoe_plugin.moe.assignments import Assignments, sort_assignments
 from taskmoe_plugin.moe.gates import Choice, Gates, LinearGate, check_top_k, full_precision
+from taskmoe_plugin.moe.groups import one_hot
 from taskmoe_plugin.moe.tokens import Tokens
 
 
@@ -77,9 +77,9 @@ def routings_of_units(
     with full_precision(tokens.device):
         # Backward is a matrix product too, one for all layers, which a GPU divides by tokens. That of indexing adds up
         # thousands of tokens in few rows, one by one.
-        one_hot = F.one_hot(unit, units).to(gates.weights.dtype)
+        members = one_hot(unit, units, gates.weights.dtype)
         by_unit = gates.weights.transpose(0, 1).reshape(units, layers * k)
-        weights = torch.mm(one_hot, by_unit).view(-1, layers, k).transpose(0, 1).contiguous().unbind(0)
+        weights = torch.mm(members, by_unit).view(-1, layers, k).transpose(0, 1).contiguous().unbind(0)
     experts = gates.experts.index_select(1, unit)
     owners = _owners(gates).index_select(1, unit) if gates.sparse else experts
     assignments = sort_assignments(owners, gates.probs.size(-1), tokens.index).layers()
