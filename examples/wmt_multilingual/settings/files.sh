@@ -24,7 +24,7 @@ MODEL_FLAGS=(
 )
 CRITERION_FLAGS=(--criterion taskmoe_label_smoothed_cross_entropy --label-smoothing 0.1)
 TRAIN_FLAGS=(
-    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 --lr 0.003 --lr-scheduler inverse_sqrt
+    --optimizer taskmoe_adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 --lr 0.003 --lr-scheduler inverse_sqrt
     --warmup-updates 2000 --max-update "$MAX_UPDATE" --max-tokens 4096
     --no-epoch-checkpoints --save-interval-updates 1000 --keep-interval-updates 1
     --log-format simple --log-interval 10 --seed 1

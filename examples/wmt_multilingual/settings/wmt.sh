@@ -65,7 +65,7 @@ CRITERION_FLAGS=(--criterion taskmoe_label_smoothed_cross_entropy --label-smooth
 LEARNING_RATE=0.00066
 case $OPTIMIZER in
 adafactor) OPTIMIZER_FLAGS=(--optimizer adafactor --clip-threshold 1.0) ;;
-adam) OPTIMIZER_FLAGS=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0) ;;
+adam) OPTIMIZER_FLAGS=(--optimizer taskmoe_adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0) ;;
 *) fail "OPTIMIZER=$OPTIMIZER: neither adafactor nor adam" 2 ;;
 esac
 # Adafactor works on the shape of each tensor; fairseq would make one vector of them all.
