@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from taskmoe_plugin.moe.gates import Gates, full_precision
+from taskmoe_plugin.moe.groups import one_hot
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,5 @@ class Candidates:
         unit = self.task.index_select(0, row)
         with full_precision(logits.device):
             # Backward is a matrix product too. That of indexing adds up thousands of tokens in few rows, one by one.
-            preference = F.one_hot(unit, self.preference.size(0)).to(logits.dtype) @ self.preference
+            preference = one_hot(unit, self.preference.size(0), logits.dtype) @ self.preference
         return (logits + preference).masked_fill(self.allowed.index_select(0, unit).logical_not(), -math.inf)

@@ -252,8 +252,8 @@ class TaskGates(nn.Module):
             embedding, weight = self.embedding.float(), self.weight.float()
             if self.training and self.jitter > 0:
                 embedding = embedding * self._noise(embedding)
-            scores = weight.transpose(1, 2)
-            logits = torch.baddbmm(self.head_start.float(), embedding, scores, alpha=1 / embedding.size(-1))
+            head_start, scale = self.head_start.float(), 1 / embedding.size(-1)
+            logits = torch.baddbmm(head_start, embedding, weight.transpose(1, 2), alpha=scale)
             k = self.top_k
             if self.warmup is not None and self.training:
                 k = self.warmup.top_k(k, self.num_updates)

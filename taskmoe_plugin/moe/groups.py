@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """(N, size), 1 where ``index`` (N,) names the column, in one pass; the host does not wait for a GPU."""
+    """(N, size) in the given type, 1 where ``index`` (N,), of any type of integers, names the column."""
+    # In one pass; PyTorch's own makes int64, eight bytes for each place, which a product would have to convert.
     every = torch.arange(size, device=index.device, dtype=index.dtype)
     found = torch.empty(index.numel(), size, device=index.device, dtype=dtype)
     return torch.eq(index.unsqueeze(1), every, out=found)
