@@ -32,7 +32,6 @@ from taskmoe_plugin.moe import (
 
 REFERENCE = "dense"
 SYSTEMS = (REFERENCE, "products", "task", "one-task", "sentence", "token", "fairscale")
-PASSES = ("forward", "forward+backward")
 MAX_ROWS = 128  # a batch has at most this many sentences; more tokens make them longer
 FAIRSCALE_LIMIT = 2**27  # elements of its (tokens, experts, capacity) masks, of which it makes half a dozen
 
