@@ -26,14 +26,14 @@ class Dispatched:
     Attributes:
         assignments: this process's assignments.
         routing: what they are made of.
-        size: T·B, the rows of the flattened activations.
+        shape: that of the activations, (T, B, C).
         groups: which rows each of the experts of this process computes.
         exchange: what a dispatcher over several processes has to know to send the results back.
     """
 
     assignments: Assignments
     routing: Routing
-    size: int
+    shape: torch.Size
     groups: Groups
     exchange: Any = None
 
@@ -47,7 +47,7 @@ class Dispatcher(Protocol):
         """The rows (A, C) that the experts of this process compute, sorted by expert.
 
         Args:
-            x: (T·B, C) activations.
+            x: (T, B, C) activations.
             routing: who computes what.
             num_experts: E.
             capacity_factor: an expert takes at most ceil(factor · K · N / E) assignments; 0: dropless.
@@ -56,7 +56,7 @@ class Dispatcher(Protocol):
         ...
 
     def combine(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
-        """The weighted sums (T·B, C) of the outputs (A, C) of each token's experts; zeros at padding."""
+        """The weighted sums (T, B, C) of the outputs (A, C) of each token's experts; zeros at padding."""
         ...
 
 
@@ -81,7 +81,7 @@ class LocalDispatcher:
         rows, groups = assignments.row, Groups(ends, assignments.owner, counts)
         if partly:
             rows, groups = _leave_out(rows, groups, num_experts)
-        return gather(x, rows, assignments, routing), Dispatched(assignments, routing, x.size(0), groups)
+        return gather(x, rows, assignments, routing), Dispatched(assignments, routing, x.shape, groups)
 
     def combine(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
         return combine(outputs, dispatched)
@@ -120,40 +120,40 @@ def with_dropped(routing: Routing, assignments: Assignments) -> Routing:
 
 
 def gather(x: Tensor, rows: Tensor, assignments: Assignments, routing: Routing) -> Tensor:
-    """The rows (A, C) of ``x`` (T·B, C) that assignments compute; the last of these may be left out."""
+    """The rows (A, C) of ``x`` (T, B, C) that assignments compute; the last of these may be left out."""
     return _Gather.apply(x, rows, assignments.place, routing.tokens.index)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def combine(outputs: Tensor, dispatched: Dispatched) -> Tensor:
-    """The weighted sums (T·B, C) of outputs (A, C), in the dtype of the outputs; the last may be left out."""
+    """The weighted sums (T, B, C) of outputs (A, C), in the dtype of the outputs; the last may be left out."""
     routing, assignments = dispatched.routing, dispatched.assignments
-    return _Combine.apply(outputs, routing.weights, assignments, routing.tokens.index, dispatched.size)  # type: ignore[no-any-return, no-untyped-call]
+    return _Combine.apply(outputs, routing.weights, assignments, routing.tokens.index, dispatched.shape)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):
-    """x (T·B, C) → x[row] (A, C); backward gathers too, for it knows where each token went."""
+    """x (T, B, C) → x[row] (A, C); backward gathers too, for it knows where each token went."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, row: Tensor, place: Tensor, index: Tensor | None) -> Tensor:
-        ctx.place, ctx.index, ctx.size = place, index, x.size(0)
-        return x.index_select(0, row)
+        ctx.place, ctx.index, ctx.shape = place, index, x.shape
+        return x.reshape(-1, x.size(-1)).index_select(0, row)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return gather_sum(grad.contiguous(), ctx.place, None, ctx.index, ctx.size), None, None, None
+        return gather_sum(grad.contiguous(), ctx.place, None, ctx.index, ctx.shape), None, None, None
 
 
 class _Combine(torch.autograd.Function):
-    """y (A, C), weights (N, K) → Σ_k weight_k · y[place_k] (T·B, C)."""
+    """y (A, C), weights (N, K) → Σ_k weight_k · y[place_k] (T, B, C)."""
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, weights: Tensor, assignments: Assignments, index: Tensor | None, size: int
+        ctx: Any, y: Tensor, weights: Tensor, assignments: Assignments, index: Tensor | None, shape: torch.Size
     ) -> Tensor:
         ctx.save_for_backward(y, weights)
         ctx.assignments = assignments
-        return gather_sum(y, assignments.place, weights, index, size)
+        return gather_sum(y, assignments.place, weights, index, shape)
 
     @staticmethod
     @once_differentiable

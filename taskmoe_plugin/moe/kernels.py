@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -26,7 +28,7 @@ def triton_kernels() -> ModuleType | None:
         from taskmoe_plugin.moe import triton_kernels as found
 
         rows = torch.ones(2, 16, device="cuda")
-        found.gather_sum(rows, torch.arange(2, device="cuda").view(2, 1), None, None, 2)
+        found.gather_sum(rows, torch.arange(2, device="cuda").view(2, 1), None, None, rows.shape)
     except Exception as error:  # whatever Triton, a compiler or a driver may raise
         logger.info("Triton does not work here (%s): MoE layers use PyTorch's operators", error)
         return None
@@ -55,26 +57,28 @@ def add_bias_(y: Tensor, bias: Tensor, groups: Groups, relu: bool) -> None:
         y.relu_()
 
 
-def gather_sum(y: Tensor, place: Tensor, weights: Tensor | None, index: Tensor | None, size: int) -> Tensor:
-    """Σ_k weight_nk · y[place_nk] for each of N tokens, zeros at padding: (T·B, C) in the type of ``y``.
+def gather_sum(y: Tensor, place: Tensor, weights: Tensor | None, index: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """Σ_k weight_nk · y[place_nk] for each of N tokens, zeros at padding: (T, B, C) in the type of ``y``.
 
     Args:
         y: (A, C).
         place: (N, K) int64; what is A or more counts as a row of zeros.
         weights: (N, K) fp32; None: all 1.
         index: (N,) int64, the place of each token among the T·B rows; None: its number.
-        size: T·B.
+        shape: (T, B, C).
     """
     if not place.numel() or not y.numel():
-        return y.new_zeros(size, y.size(1))
+        return y.new_zeros(shape)
     if kernels := _fused(y):
-        return kernels.gather_sum(y, place, weights, index, size)  # type: ignore[no-any-return]
+        return kernels.gather_sum(y, place, weights, index, shape)  # type: ignore[no-any-return]
     missing = place.numel() - y.size(0)
     if missing:
         y = torch.cat([y, y.new_zeros(missing, y.size(1))])
     own = None if weights is None else weights.to(y.dtype)
     summed = F.embedding_bag(place, y, mode="sum", per_sample_weights=own)
-    return summed if index is None else y.new_zeros(size, y.size(1)).index_copy_(0, index, summed)
+    if index is not None:
+        summed = y.new_zeros(math.prod(shape[:-1]), y.size(1)).index_copy_(0, index, summed)
+    return summed.view(shape)
 
 
 def gather_weighted(
@@ -83,8 +87,8 @@ def gather_weighted(
     """The gradients of ``gather_sum``: of y, weight_a · grad[row_a] (A, C), and of weights, ⟨grad[row_a], y_a⟩.
 
     Args:
-        grad: (T·B, C), the gradient of the sums.
-        row: (A,) int64, the row of ``grad`` of each row of ``y``.
+        grad: (T, B, C), the gradient of the sums.
+        row: (A,) int64, for each row of ``y`` the place of its token among the T·B.
         weights: (N, K) fp32.
         order: (A,) int64, for each row of ``y`` its place among the weights.
         y: (A, C); fewer rows where the last assignments were left out.
@@ -99,7 +103,7 @@ def gather_weighted(
         of_weights = None if of_weights is None else of_weights.zero_()
     if (kernels := _fused(y)) and y.numel():
         return kernels.gather_weighted(grad, row, weights, order, y, of_weights), of_weights
-    each = grad.index_select(0, row)
+    each = grad.view(-1, y.size(1)).index_select(0, row)
     if of_weights is not None:
         products = (each * y).sum(1, dtype=torch.promote_types(y.dtype, weights.dtype))
         of_weights.view(-1).scatter_(0, order, products.to(weights.dtype))

@@ -54,15 +54,14 @@ class MoELayer(nn.Module):
         Returns:
             The output, and the routing with what is known of it afterwards.
         """
-        flat = x.reshape(-1, x.size(-1))
         if isinstance(routing, Tokens):
             assert self.router is not None
-            routed: Routing = self.router(flat, routing)
+            routed: Routing = self.router(x.reshape(-1, x.size(-1)), routing)
         else:
             routed = routing
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         shuffle = self.training and self.random_priority
         networks = self.num_experts if routed.merging is None else routed.merging.size(0)
-        rows, dispatched = self.dispatcher.dispatch(flat, routed, networks, factor, shuffle)
+        rows, dispatched = self.dispatcher.dispatch(x, routed, networks, factor, shuffle)
         outputs = self.experts(rows, dispatched.groups, routed.merging)
-        return self.dispatcher.combine(outputs, dispatched).view_as(x), dispatched.routing
+        return self.dispatcher.combine(outputs, dispatched), dispatched.routing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -56,11 +58,11 @@ def _gather_sum(
         tl.store(out + to * COLUMNS + column, total.to(out.dtype.element_ty), mask=inside)
 
 
-def gather_sum(y: Tensor, place: Tensor, weights: Tensor | None, index: Tensor | None, size: int) -> Tensor:
+def gather_sum(y: Tensor, place: Tensor, weights: Tensor | None, index: Tensor | None, shape: Sequence[int]) -> Tensor:
     """See ``kernels.gather_sum``; ``y`` and ``weights`` are contiguous."""
     tokens, k = place.shape
     rows, columns = y.shape
-    out = y.new_empty(size, columns) if index is None else y.new_zeros(size, columns)
+    out = y.new_empty(shape) if index is None else y.new_zeros(shape)
     _gather_sum[(tokens,)](
         y, place, weights, index, out, rows,
         K=k, WEIGHTED=weights is not None, INDEXED=index is not None, COLUMNS=columns, BLOCK=_block(columns),

@@ -70,7 +70,7 @@ class AllToAllDispatcher:
         sent_rows = rows.new_zeros(size, rows.size(1)).index_copy(0, exchange.sent, rows)
         received = _AllToAll.apply(self.group.group, sent_rows).index_select(0, exchange.received)
         groups = Groups.of_counts(counts, x.device)
-        return received, Dispatched(assignments, routing, x.size(0), groups, exchange)
+        return received, Dispatched(assignments, routing, x.shape, groups, exchange)
 
     def combine(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
         """See ``Dispatcher``."""

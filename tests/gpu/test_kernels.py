@@ -44,7 +44,7 @@ class Example:
         own = self.assignments
         y = self.y[: len(self.y) - left_out]
         found: list[Tensor | None] = [
-            kernels.gather_sum(y, own.place, weights, self.index, self.size) for weights in (None, self.weights)
+            kernels.gather_sum(y, own.place, weights, self.index, self.grad.shape) for weights in (None, self.weights)
         ]
         for wanted in (False, True):
             found += kernels.gather_weighted(self.grad, own.row, self.weights, own.order, y, wanted)
