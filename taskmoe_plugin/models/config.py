@@ -81,6 +81,9 @@ def add_moe_args(parser: ArgumentParser) -> None:
     add("--task-low-rank", type=int, metavar="R",
         help="rank of the language matrices that are added to the linear maps of attention and dense feed-forward "
         "networks, 0: none (default: 0)")  # fmt: skip
+    add("--task-low-rank-by", choices=("pair", "language"),
+        help="pair: the factors V of the source and F of the target; language: those of the source in the encoder and "
+        "of the target in the decoder, which directions that were not trained need (default: pair)")  # fmt: skip
 
 
 def set_moe_defaults(args: Namespace) -> None:
@@ -110,6 +113,7 @@ def set_moe_defaults(args: Namespace) -> None:
         "moe_expert_lr_scale": 1.0,
         "moe_expert_parallel": False,
         "task_low_rank": 0,
+        "task_low_rank_by": "pair",
     }
     for name, value in defaults.items():
         setattr(args, name, getattr(args, name, value))
@@ -210,6 +214,8 @@ def _problems_of_sizes(args: Namespace) -> Iterator[str]:
     rank, width = args.task_low_rank, min(getattr(args, f"{stack}_embed_dim") for stack in STACKS)
     if not 0 <= rank < width:
         yield f"--task-low-rank {rank}: give 0 (none) or more, and less than the model's width, which is {width}"
+    if args.task_low_rank_by != "pair" and not rank:
+        yield f"--task-low-rank-by {args.task_low_rank_by}: there are no low-rank matrices; give --task-low-rank"
 
 
 def _problems_of_routing(args: Namespace) -> Iterator[str]:

@@ -71,7 +71,8 @@ def check_continues(
         # Of a dense stack experts are made, which cannot take over low-rank matrices.
         stacks = [(own, before) for own, before in stacks if before.moe_layers or before.low_rank]
         # New matrices have a product of zero.
-        trained.task_low_rank = trained.task_low_rank or args.task_low_rank
+        if not trained.task_low_rank:
+            trained.task_low_rank, trained.task_low_rank_by = args.task_low_rank, args.task_low_rank_by
     flags = dict.fromkeys(_other_flags(args, trained, stacks))
     raise_all(
         [f"{flag} {given}: {name} was trained with {flag} {before}; give the same" for flag, given, before in flags]
@@ -94,7 +95,8 @@ def _other_flags(
     args: Namespace, trained: Namespace, stacks: list[tuple[StackConfig, StackConfig]]
 ) -> Iterator[tuple[str, object, object]]:
     """Flags whose values differ, each with its new and its trained value."""
-    yield from _other("task_low_rank", args, trained)
+    for name in ("task_low_rank", "task_low_rank_by"):
+        yield from _other(name, args, trained)
     for name in STACKS:
         for part in DENSE:
             yield from _other(f"{name}_{part}", args, trained)

@@ -138,7 +138,7 @@ class RoutedStack:
     ) -> Languages | None:
         """The languages of a batch for low-rank matrices; None where there are none.
 
-        In evaluation, where all rows are of one pair, its matrices are folded into the weights.
+        In evaluation, where all rows have the same matrices, these are folded into the weights.
 
         Args:
             src_lang_id, tgt_lang_id: (B,) int64.
@@ -153,7 +153,8 @@ class RoutedStack:
             raise ValueError("low-rank matrices need the languages of the rows: set --source-lang and --target-lang")
         look = not self.training if look is None else look
         dtype = self.embed_tokens.weight.dtype
-        return Languages.of_rows(src_lang_id, tgt_lang_id, len(self.moe_config.langs), dtype, look)
+        factors = self.moe_config.low_rank_factors(src_lang_id, tgt_lang_id)
+        return Languages.of_rows(*factors, len(self.moe_config.langs), dtype, look)
 
     @contextmanager
     def routed(self, routing: StackRouting, languages: Languages | None) -> Iterator[list[GateRecord]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
@@ -35,8 +35,9 @@ from taskmoe_plugin.parallel.exchange import AllToAllDispatcher
 from taskmoe_plugin.parallel.gradients import mark_as_spread
 from taskmoe_plugin.parallel.group import ExpertGroup
 
-# By which language the tokens of a stack choose among some of the experts.
+# The language of a stack, by which its tokens choose among some of the experts, and have low-rank matrices.
 LANGUAGE = {"encoder": "source", "decoder": "target"}
+L = TypeVar("L")
 
 
 def _task_table(args: Namespace, by: str, restriction: Restriction | None) -> TaskTable | None:
@@ -70,6 +71,7 @@ class StackConfig:
         table: the tasks; None where no layer routes by task, or by token among the experts of a task.
         shape: what is left of the stack; None for a model that has all its experts.
         low_rank: rank of the language matrices; 0: there are none.
+        low_rank_by: ``pair`` or ``language``, by what a row has its factors.
         processes: over how many processes the experts are spread; 1: every process has all of them.
     """
 
@@ -99,6 +101,7 @@ class StackConfig:
     table: TaskTable | None
     shape: SubnetShape | None
     low_rank: int
+    low_rank_by: str
     processes: int
 
     @classmethod
@@ -150,6 +153,7 @@ class StackConfig:
             table=_task_table(args, LANGUAGE[stack] if language_experts else routing, restriction) if routed else None,
             shape=shape,
             low_rank=getattr(args, "task_low_rank", 0),
+            low_rank_by=getattr(args, "task_low_rank_by", "pair"),
             processes=getattr(args, "taskmoe_processes", 1),
         )
 
@@ -229,6 +233,13 @@ class StackConfig:
     def build_low_rank(self) -> LowRank | None:
         """What gives the stack's layers low-rank language matrices; None if they have none."""
         return LowRank(self.low_rank, len(self.langs), int(self.stack == "decoder")) if self.low_rank else None
+
+    def low_rank_factors(self, source: L, target: L) -> tuple[L, L]:
+        """The languages whose factors V and F a translation from ``source`` to ``target`` has in this stack."""
+        if self.low_rank_by == "pair":
+            return source, target
+        own = source if LANGUAGE[self.stack] == "source" else target
+        return own, own
 
     def build_gates(self) -> TaskGates | MergingTaskGates | FixedTaskGates:
         """Freshly initialised gates of tasks; those of a subnet get their table from the checkpoint."""

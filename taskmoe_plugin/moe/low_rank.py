@@ -2,7 +2,7 @@
 
 W becomes W + V[source] · F[target], with V of shape (languages, outputs, R) and F (languages, R, inputs), so that each
 pair has matrices of its own, made of parts that it shares with others (language-specific matrix synthesis, pair-wise;
-Xu et al. 2023, arXiv 2305.13993).
+Xu et al. 2023, arXiv 2305.13993). Given one language for both, each language has a matrix of its own (language-wise).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Languages:
 
     Attributes:
         source, target: (B, L), one-hot; zeros in a row without languages.
-        pair: those of all rows, where they are known to have the same.
+        pair: those of all rows, where they are known to have the same source and target.
         folded: the weights W + V · F of this pair that are made already.
     """
 

@@ -91,13 +91,13 @@ class Plan:
     Attributes:
         pairs: the pairs that the subnet translates.
         stacks: the two stacks, by name.
-        languages: those whose low-rank matrices are folded, source and target counted from 0; None if there are no
-            matrices, or several pairs keep them.
+        languages: for each stack those whose factors V and F of low-rank matrices are folded, counted from 0; None if
+            there are no matrices, or several pairs keep them.
     """
 
     pairs: tuple[str, ...]
     stacks: dict[str, StackPlan]
-    languages: tuple[int, int] | None
+    languages: dict[str, tuple[int, int]] | None
 
     @property
     def dense(self) -> bool:
@@ -147,8 +147,9 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
             f"--path {checkpoint.path}: no stack routes by task, so every pair needs the whole model; train with "
             "source, target, pair or group routing, or with --task-low-rank"
         )
-    source, target = _ids(checkpoint.langs, pairs[0])
-    return Plan(tuple(pairs), stacks, (source - 1, target - 1) if folds else None)
+    source, target = (each - 1 for each in _ids(checkpoint.langs, pairs[0]))
+    factors = {name: stack.config.low_rank_factors(source, target) for name, stack in stacks.items()}
+    return Plan(tuple(pairs), stacks, factors if folds else None)
 
 
 def _check_pair(checkpoint: Checkpoint, pair: str) -> None:

@@ -96,7 +96,8 @@ def reader(tensors: MappedTensors, plan: Plan, rows: Mapping[str, Tensor], advan
         factors = [name.removesuffix(".weight") + part for part in TENSORS]
         if plan.languages is None or low_rank.isdisjoint(factors):
             return tensor
-        return fold_low_rank(tensor, *map(read_part, factors, plan.languages))
+        stack, _, _ = name.partition(".")
+        return fold_low_rank(tensor, *map(read_part, factors, plan.languages[stack]))
 
     return read
 

@@ -89,6 +89,7 @@ WRONG = [
     ),
     ({"moe_route_scale": 0.0}, "--moe-route-scale 0: give a value above 0"),
     ({"moe_combine": "weights", "moe_top_k": 9}, "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8"),
+    ({"task_low_rank_by": "language"}, "--task-low-rank-by language: there are no low-rank matrices; give --task-low-"),
     ({"task_low_rank": -1}, "--task-low-rank -1: give 0 (none) or more, and less than the model's width, which is 16"),
     (
         {"task_low_rank": 16, "moe_top_k": 9, "encoder_xformers_att_config": "{}"},

@@ -96,7 +96,11 @@ def test_flags_that_change_no_weight_are_taken(before: dict, after: dict) -> Non
 
 
 def test_finetuning_may_add_low_rank_matrices_and_not_change_them() -> None:
+    by_language = {"task_low_rank": 2, "task_low_rank_by": "language"}
     check_continues(args_of(task_low_rank=2), args_of(), NAME, finetuned=True)
+    check_continues(args_of(**by_language), args_of(), NAME, finetuned=True)
+    with pytest.raises(UsageError, match=r"--task-low-rank-by pair: .* was trained with --task-low-rank-by language"):
+        check_continues(args_of(task_low_rank=2), args_of(**by_language), NAME, finetuned=True)
     with pytest.raises(UsageError, match=r"--task-low-rank 2: .* was trained with --task-low-rank 3"):
         check_continues(args_of(task_low_rank=2), args_of(task_low_rank=3), NAME, finetuned=True)
     with pytest.raises(UsageError, match=r"--encoder-moe-freq 2: .* was trained with --encoder-moe-freq 0"):

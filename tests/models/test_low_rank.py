@@ -18,8 +18,11 @@ PLAIN = ("src_tokens", "src_lengths", "prev_output_tokens")
 DENSE = {"moe_freq": 0, "task_low_rank": 3}
 MAPS = 2 * 6 + 2 * 10
 MIXED = {"moe_freq": 2, "moe_expert_count": 4, "task_low_rank": 3}
+BY_LANGUAGE = {**DENSE, "task_low_rank_by": "language"}
 TOKEN = {**MIXED, "encoder_moe_routing": "token", "decoder_moe_routing": "token"}
-KINDS = pytest.mark.parametrize("flags", [DENSE, MIXED, TOKEN], ids=["dense", "with experts", "token"])
+KINDS = pytest.mark.parametrize(
+    "flags", [DENSE, MIXED, TOKEN, BY_LANGUAGE], ids=["dense", "with experts", "token", "by language"]
+)
 
 
 def low_rank_name(name: str) -> bool:
@@ -71,12 +74,14 @@ def test_a_model_with_experts_starts_as_without_it_too() -> None:
     assert not any(low_rank_name(name) and "layers.1.fc" in name for name in model.state_dict())
 
 
-def folded_by_hand(model: Any, pair: str) -> dict[str, torch.Tensor]:
+def folded_by_hand(model: Any, pair: str, by: str) -> dict[str, torch.Tensor]:
     """The stock model's weights for a pair."""
     state = model.state_dict()
-    source, target = (("en", "de", "fr").index(lang) for lang in pair.split("-"))
+    languages = [("en", "de", "fr").index(lang) for lang in pair.split("-")]
     for name in [name for name in state if name.endswith("low_rank_source")]:
         stem = name.removesuffix("low_rank_source")
+        of_stack = [languages[name.startswith("decoder.")]] * 2
+        source, target = languages if by == "pair" else of_stack
         addition = state.pop(name)[source] @ state.pop(stem + "low_rank_target")[target]
         state[stem + "weight"] = state[stem + "weight"] + addition
     return dict(state)
@@ -84,15 +89,16 @@ def folded_by_hand(model: Any, pair: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("norm", [False, True], ids=["post-norm", "pre-norm"])
-def test_each_row_goes_by_its_own_pair(training: bool, norm: bool) -> None:
+@pytest.mark.parametrize("by", ["pair", "language"])
+def test_each_row_goes_by_its_own_pair(training: bool, norm: bool, by: str) -> None:
     norms = {"encoder_normalize_before": norm, "decoder_normalize_before": norm}
-    model = build(**DENSE, **norms).train(training)
+    model = build(**DENSE, task_low_rank_by=by, **norms).train(training)
     # fr-de was not trained, but both languages were.
     batch = net_input(rows(12, pairs=(*PAIRS, "fr-de")))
     found = model(**batch)[0]
     dense = build_model("transformer", **norms).double().train(training)
     for index, pair in enumerate((*PAIRS, "fr-de")):
-        dense.load_state_dict(folded_by_hand(model, pair))
+        dense.load_state_dict(folded_by_hand(model, pair, by))
         own = {name: batch[name] for name in PLAIN}
         expected = dense(**own)[0]
         mask = batch["prev_output_tokens"].ne(dictionary().pad())
@@ -166,7 +172,9 @@ def test_every_matrix_has_a_gradient_also_where_a_batch_leaves_languages_out(fla
     _, gradients = outputs_and_gradients(model, net_input(rows(3, pairs=["en-de"])))
     matrices = {name: each for name, each in gradients.items() if low_rank_name(name)}
     for name, gradient in matrices.items():
-        used = 0 if name.endswith("source") else 1
+        # Of en-de; by language a factor is of the side that its stack is on.
+        sign = ("low_rank_target", "decoder.")["task_low_rank_by" in flags]
+        used = 1 if sign in name else 0
         assert [bool(each.any()) for each in gradient] == [index == used for index in range(3)], name
 
 

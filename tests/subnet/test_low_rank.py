@@ -61,6 +61,7 @@ def test_what_was_trained_is_translated_alike_by_stock_fairseq(
         (DENSE, "folded", ("--trim-vocabulary",)),
         (LOW_RANK, "folded", ()),
         (LOW_RANK, "folded", ("--unpadded",)),
+        ((*DENSE, "--task-low-rank-by", "language"), "folded", ()),
         ((*LOW_RANK, "--encoder-moe-routing", "token"), "partial, encoder whole", ()),
         (
             (*LOW_RANK, "--encoder-moe-routing", "token", "--decoder-moe-routing", "token"),
@@ -68,7 +69,7 @@ def test_what_was_trained_is_translated_alike_by_stock_fairseq(
             (),
         ),
     ],
-    ids=["ctranslate2", "trimmed", "experts", "unpadded", "partial", "token"],
+    ids=["ctranslate2", "trimmed", "experts", "unpadded", "by language", "partial", "token"],
 )
 def test_every_form_of_subnet_is_the_full_model(
     corpus: Corpus, trained: Path, tmp_path: Path, flags: Any, form: str, extraction: Any

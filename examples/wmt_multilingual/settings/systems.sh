@@ -3,7 +3,7 @@
 # 3+3 layers of WIDTH. A token passes as many feed-forward weights in every system but dense_wide: a network of 4 WIDTH in
 # every layer, or two experts of half of that, or, with merged experts, the one network that its task's experts make.
 
-ALL_SYSTEMS="dense token_token source_target merged low_rank merged_low_rank dense_wide switch target_target static
+ALL_SYSTEMS="dense token_token source_target merged low_rank low_rank_language merged_low_rank dense_wide switch target_target static
     token_target distilled continued upcycled_token_token upcycled_source_target upcycled_merged"
 SYSTEMS=${SYSTEMS:-$ALL_SYSTEMS}
 BASELINES="dense token_token"
@@ -64,6 +64,9 @@ case $name in
     # As wide as it has to be to have the parameters of the narrow experts, all of which every token uses.
     dense_wide) dense $((EXPERTS * FFN / 2)) ;;
     low_rank) dense "$FFN" && SYSTEM_FLAGS+=(--task-low-rank $((WIDTH / 4))) SUBNETS=fold ;;
+    low_rank_language)
+        dense "$FFN" && SYSTEM_FLAGS+=(--task-low-rank $((WIDTH / 4)) --task-low-rank-by language) SUBNETS=fold
+        ;;
     merged) SYSTEM_FLAGS=("${MERGED_FLAGS[@]}") ;;
     merged_low_rank) SYSTEM_FLAGS=("${MERGED_FLAGS[@]}" --task-low-rank $((WIDTH / 4))) ;;
     source_target | target_target)
