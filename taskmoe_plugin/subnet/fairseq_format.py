@@ -64,7 +64,7 @@ def plugin_args(args: Namespace, plan: Plan, dims: Mapping[str, list[int]]) -> N
         if stack.form in (StackForm.FOLDED, StackForm.DENSE):
             setattr(args, f"{name}_moe_freq", 0)
     if plan.languages is not None:
-        args.task_low_rank = 0
+        args.task_low_rank, args.task_low_rank_by = 0, "pair"
     SubnetShape.write(args, shapes)
     return args
 

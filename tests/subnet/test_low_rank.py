@@ -64,12 +64,17 @@ def test_what_was_trained_is_translated_alike_by_stock_fairseq(
         ((*DENSE, "--task-low-rank-by", "language"), "folded", ()),
         ((*LOW_RANK, "--encoder-moe-routing", "token"), "partial, encoder whole", ()),
         (
+            (*LOW_RANK, "--task-low-rank-by", "language", "--encoder-moe-routing", "token"),
+            "partial, encoder whole",
+            (),
+        ),
+        (
             (*LOW_RANK, "--encoder-moe-routing", "token", "--decoder-moe-routing", "token"),
             "partial, encoder and decoder whole",
             (),
         ),
     ],
-    ids=["ctranslate2", "trimmed", "experts", "unpadded", "by language", "partial", "token"],
+    ids=["ctranslate2", "trimmed", "experts", "unpadded", "by language", "partial", "partial, by language", "token"],
 )
 def test_every_form_of_subnet_is_the_full_model(
     corpus: Corpus, trained: Path, tmp_path: Path, flags: Any, form: str, extraction: Any

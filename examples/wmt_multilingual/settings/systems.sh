@@ -3,8 +3,8 @@
 # 3+3 layers of WIDTH. A token passes as many feed-forward weights in every system but dense_wide: a network of 4 WIDTH in
 # every layer, or two experts of half of that, or, with merged experts, the one network that its task's experts make.
 
-ALL_SYSTEMS="dense token_token source_target merged low_rank low_rank_language merged_low_rank dense_wide switch target_target static
-    token_target distilled continued upcycled_token_token upcycled_source_target upcycled_merged"
+ALL_SYSTEMS="dense token_token source_target merged low_rank low_rank_language merged_low_rank dense_wide switch
+    target_target static token_target distilled continued upcycled_token_token upcycled_source_target upcycled_merged"
 SYSTEMS=${SYSTEMS:-$ALL_SYSTEMS}
 BASELINES="dense token_token"
 : "${SYSTEM:=dense}"
