@@ -37,7 +37,7 @@ from taskmoe_plugin.parallel.group import ExpertGroup
 
 # The language of a stack, by which its tokens choose among some of the experts, and have low-rank matrices.
 LANGUAGE = {"encoder": "source", "decoder": "target"}
-L = TypeVar("L")
+Language = TypeVar("Language")  # an id, or those of a batch
 
 
 def _task_table(args: Namespace, by: str, restriction: Restriction | None) -> TaskTable | None:
@@ -234,7 +234,7 @@ class StackConfig:
         """What gives the stack's layers low-rank language matrices; None if they have none."""
         return LowRank(self.low_rank, len(self.langs), int(self.stack == "decoder")) if self.low_rank else None
 
-    def low_rank_factors(self, source: L, target: L) -> tuple[L, L]:
+    def low_rank_factors(self, source: Language, target: Language) -> tuple[Language, Language]:
         """The languages whose factors V and F a translation from ``source`` to ``target`` has in this stack."""
         if self.low_rank_by == "pair":
             return source, target

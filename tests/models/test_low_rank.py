@@ -172,9 +172,9 @@ def test_every_matrix_has_a_gradient_also_where_a_batch_leaves_languages_out(fla
     _, gradients = outputs_and_gradients(model, net_input(rows(3, pairs=["en-de"])))
     matrices = {name: each for name, each in gradients.items() if low_rank_name(name)}
     for name, gradient in matrices.items():
-        # Of en-de; by language a factor is of the side that its stack is on.
-        sign = ("low_rank_target", "decoder.")["task_low_rank_by" in flags]
-        used = 1 if sign in name else 0
+        # Of en-de, German is the target's factor; by language, both factors of the decoder are.
+        german = name.startswith("decoder.") if flags is BY_LANGUAGE else name.endswith("target")
+        used = 1 if german else 0
         assert [bool(each.any()) for each in gradient] == [index == used for index in range(3)], name
 
 
