@@ -19,7 +19,7 @@ from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.plan import Plan, StackForm, args_for
 from taskmoe_plugin.tasks.remembered_flags import forget_dictionaries
-from taskmoe_plugin.tasks.validation_bleu import add_bleu_args
+from taskmoe_plugin.tasks.task_args import task_defaults
 
 STOCK_MODEL = "transformer"
 # Its Python interface works, unlike that of translation_multi_simple_epoch, for which there is all it needs, too.
@@ -143,8 +143,7 @@ def _forget_plugin(cfg: dict[str, Any], history: list[dict[str, Any]]) -> None:
 def _without_plugin_flags(args: Namespace, name: str) -> Namespace:
     parser = ArgumentParser(add_help=False)
     add_moe_args(parser)
-    add_bleu_args(parser)
-    flags = set(vars(parser.parse_args([])))
+    flags = {*vars(parser.parse_args([])), *task_defaults()}
     prefixes = (*CRITERION_FLAGS, "taskmoe_")
     kept = {name: value for name, value in vars(args).items() if name not in flags and not name.startswith(prefixes)}
     stock = {"task": STOCK_TASK, "criterion": STOCK_CRITERION, "arch": STOCK_MODEL, "user_dir": None, "base_layers": 0}

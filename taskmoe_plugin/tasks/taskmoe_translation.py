@@ -34,7 +34,8 @@ from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.learning_rates import own_learning_rates
 from taskmoe_plugin.tasks.remembered_flags import complete_flags, leave_defaults_open, remember_flags
-from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, add_bleu_args, log_bleu, parse_bleu_args
+from taskmoe_plugin.tasks.task_args import add_task_args, set_task_defaults
+from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, log_bleu, parse_bleu_args
 from taskmoe_plugin.tasks.validation_usage import ValidationUsage
 
 
@@ -54,9 +55,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     def add_args(parser: ArgumentParser) -> None:
         TranslationMultiSimpleEpochTask.add_args(parser)
         leave_defaults_open(parser)
-        add_bleu_args(parser)
-        help = "translate with quantised experts (taskmoe convert quantize) as they are, for less memory"
-        parser.add_argument("--keep-packed", action="store_true", help=help)
+        add_task_args(parser)
         # Only a command line is parsed with this: a notebook or a program gets exceptions.
         use_one_line_errors(explain, explain_flag, explain_divergence)
 
@@ -80,6 +79,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         """Load the dictionaries and set the task up, or raise ``UsageError``."""
         if not kwargs.get("from_checkpoint"):
             check_command(args)
+        set_task_defaults(args)
         try:
             complete_flags(args)
             task = super().setup_task(args, **kwargs)
@@ -145,7 +145,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         elif self.training:
             model.warn_of_idle_experts()
         if not self.training:
-            model.keeps_packed = getattr(self.args, "keep_packed", False)
+            model.keeps_packed = self.args.keep_packed
             model.check_pair(self.args.source_lang, self.args.target_lang)
         elif self.args.eval_bleu:
             self.validation_bleu = ValidationBleu(self, model, len(self.lang_pairs), set(self._langtoks().values()))

@@ -13,8 +13,9 @@ from taskmoe_plugin.cli.main import main
 from tests.convert.checkpoints import load
 from tests.helpers.commands import run
 from tests.helpers.corpus import LANGS, PAIRS, Corpus
-from tests.helpers.tasks import LANGTOKS
-from tests.helpers.training import LOGGING, OPTIMIZER, SIZES, generate, train
+from tests.helpers.tasks import LANGTOKS, task_flags
+from tests.helpers.training import CRITERION, LOGGING, OPTIMIZER, SIZES, generate, train
+from tests.subnet.helpers import extract
 
 STOCK = ("--task", "translation_multi_simple_epoch", "--langs", ",".join(LANGS), "--cpu", "--num-workers", 0, *LANGTOKS)
 # Two slices of the networks.
@@ -49,6 +50,21 @@ def test_it_translates_as_the_dense_model(corpus: Corpus, dense: Path, tmp_path:
     found = generate(corpus, path, "en-de").hypotheses
     assert {number: text for number, (_, text) in found.items()} == {n: text for n, (_, text) in expected.items()}
     assert [found[each][0] for each in expected] == pytest.approx([score for score, _ in expected.values()], abs=1e-4)
+
+
+def test_whatever_reads_a_model_reads_one_made_of_stock_fairseqs(corpus: Corpus, dense: Path, tmp_path: Path) -> None:
+    sparse = upcycle(dense, tmp_path / "sparse.pt")
+    flags = task_flags(corpus, *LANGTOKS, *CRITERION, "--path", sparse, "--max-tokens", 300, "--log-format", "json")
+    assert run("validate", *flags).stats("valid")
+    extract(corpus, sparse, tmp_path / "subnets", "en-de", "--verify", 5)
+    moefied = tmp_path / "moefied.pt"
+    main(["convert", "moefy", *map(str, (dense, "--output", moefied, "--experts", 4, "--keep", 2, "--data", corpus.bin))])
+    by_token = upcycle(dense, tmp_path / "by_token.pt", "--encoder-moe-routing", "token")
+    main(["report", *map(str, (by_token, "--data", corpus.bin, "--output-dir", tmp_path / "report", "--no-plots"))])
+    pruned = tmp_path / "pruned.pt"
+    main(["convert", "prune", *map(str, (by_token, "--output", pruned, "--experts", 2, "--data", corpus.bin))])
+    for each in (moefied, pruned):
+        assert generate(corpus, each, "en-de").hypotheses
 
 
 def test_training_starts_from_a_dense_model_and_says_so(
