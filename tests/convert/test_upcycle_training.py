@@ -57,11 +57,11 @@ def test_whatever_reads_a_model_reads_one_made_of_stock_fairseqs(corpus: Corpus,
     flags = task_flags(corpus, *LANGTOKS, *CRITERION, "--path", sparse, "--max-tokens", 300, "--log-format", "json")
     assert run("validate", *flags).stats("valid")
     extract(corpus, sparse, tmp_path / "subnets", "en-de", "--verify", 5)
-    moefied = tmp_path / "moefied.pt"
-    main(["convert", "moefy", *map(str, (dense, "--output", moefied, "--experts", 4, "--keep", 2, "--data", corpus.bin))])
+    moefied, pruned = tmp_path / "moefied.pt", tmp_path / "pruned.pt"
+    flags = ("--output", moefied, "--experts", 4, "--keep", 2, "--data", corpus.bin)
+    main(["convert", "moefy", *map(str, (dense, *flags))])
     by_token = upcycle(dense, tmp_path / "by_token.pt", "--encoder-moe-routing", "token")
     main(["report", *map(str, (by_token, "--data", corpus.bin, "--output-dir", tmp_path / "report", "--no-plots"))])
-    pruned = tmp_path / "pruned.pt"
     main(["convert", "prune", *map(str, (by_token, "--output", pruned, "--experts", 2, "--data", corpus.bin))])
     for each in (moefied, pruned):
         assert generate(corpus, each, "en-de").hypotheses
