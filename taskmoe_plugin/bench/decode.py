@@ -16,6 +16,7 @@ from taskmoe_plugin.bench.decode_models import (
     language_tokens,
     quantized,
     random_source,
+    route_by_token,
     subnet,
     with_random_weights,
 )
@@ -104,8 +105,7 @@ class _Systems:
     def _token(self) -> Path:
         path = self.directory / "token.pt"
         if not path.exists():
-            args = {"encoder_moe_routing": "token", "decoder_moe_routing": "token", "moe_task_gate": "learned"}
-            with_random_weights(self.source.checkpoint, self.source.data, path, **args)
+            with_random_weights(self.source.checkpoint, self.source.data, path, route_by_token)
         return path
 
     def _extract(self, system: str, **options: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from taskmoe_plugin.files.binarised import check_pieces, check_set
 from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.files.loading import load
 from taskmoe_plugin.files.writing import save
+from taskmoe_plugin.models.config import settle_task_gates
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.extract import Options, extract
 
@@ -103,12 +105,23 @@ def random_source(args: Namespace, directory: Path, sentences: int) -> Source:
     return Source(directory, checkpoint, "en-de", [[words[word] for word in row] for row in chosen.tolist()])
 
 
-def with_random_weights(checkpoint: Path, data: Path, path: Path, **model_args: Any) -> Path:
-    """Write the checkpoint of a freshly initialised model that differs from another one in some of its arguments."""
+def route_by_token(args: Namespace) -> None:
+    """Make a model's arguments those of the same model routed by token in both stacks."""
+    settle_task_gates(args)
+    args.encoder_moe_routing = args.decoder_moe_routing = "token"
+    if args.moe_combine == "weights":
+        args.moe_combine, args.moe_top_k = "outputs", min(2, args.moe_expert_count)
+
+
+def with_random_weights(
+    checkpoint: Path, data: Path, path: Path, change: Callable[[Namespace], None] | None = None
+) -> Path:
+    """Write the checkpoint of a freshly initialised model of another one's arguments, in which ``change`` is made."""
     state = load(checkpoint)
     # Those of a subnet for stock fairseq are dictionaries.
     flags = {name: Namespace(**_flags(state["cfg"][name])) for name in ("model", "task")}
-    vars(flags["model"]).update(model_args)
+    if change is not None:
+        change(flags["model"])
     flags["task"].data = str(data)
     state["cfg"].update(flags)
     state["model"] = tasks.setup_task(flags["task"]).build_model(flags["model"], from_checkpoint=True).state_dict()

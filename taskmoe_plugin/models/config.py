@@ -124,6 +124,12 @@ def set_moe_defaults(args: Namespace) -> None:
     args.moe_top_k = getattr(args, "moe_top_k", args.moe_expert_count if merged else 2)
 
 
+def settle_task_gates(args: Namespace) -> None:
+    """Drop what says how tasks come to their experts in training: for a model that is made of a trained one."""
+    args.moe_task_gate = "learned"
+    args.moe_task_gate_warmup_updates, args.moe_task_gate_warmup_top_k = 0, None
+
+
 def remember_languages(args: Namespace, langs: Sequence[str], pairs: Sequence[str]) -> None:
     """Note in a new model's arguments what its gates need to know of languages, so that the checkpoint carries it.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taskmoe_plugin.files.loading import load
 from taskmoe_plugin.files.writing import save
-from taskmoe_plugin.models.config import add_moe_args
+from taskmoe_plugin.models.config import add_moe_args, settle_task_gates
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
@@ -53,7 +53,7 @@ def plugin_args(args: Namespace, plan: Plan, dims: Mapping[str, list[int]]) -> N
     args.arch = "taskmoe_transformer"
     args.user_dir = None
     args.base_layers = 0
-    args.moe_task_gate = "learned"
+    settle_task_gates(args)
     if any(stack.config.merge for stack in plan.stacks.values()):
         # What is left has a network for each task, which nothing has to merge any more.
         args.moe_combine, args.moe_top_k = "outputs", 1

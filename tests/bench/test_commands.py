@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from taskmoe_plugin.cli.main import main
+from tests.helpers.corpus import Corpus
+from tests.helpers.training import train
+from tests.subnet.helpers import DEFAULT
 
 SHAPE = ["--layers", "2", "--width", "16", "--ffn-dim", "32", "--heads", "2", "--vocabulary", "400", "--tasks", "3"]
 
@@ -119,6 +122,20 @@ def test_bench_decode_builds_models_extracts_and_translates(tmp_path: Path) -> N
     disk = {row["system"]: row["disk_bytes"] for row in rows}
     assert disk["full"] > disk["subnet-trimmed"] > disk["ctranslate2-int8"] > 0
     assert disk["naive"] == disk["token"] > disk["token-int4"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--moe-combine", "weights"), ("--moe-task-gate-warmup-updates", 2), ("--moe-task-gate", "static")],
+    ids=lambda flags: flags[0],
+)
+def test_bench_decode_measures_a_trained_model(corpus: Corpus, tmp_path: Path, flags: tuple[Any, ...]) -> None:
+    train(corpus, tmp_path, *DEFAULT, *flags, "--max-update", 1, "--disable-validation", "--no-epoch-checkpoints")
+    own = [str(corpus.bin), "--path", str(tmp_path / "checkpoint_last.pt"), "--lang-pair", "en-de"]
+    rows = bench(
+        tmp_path, "decode", *own, "--batch-sizes", "2", "--length", "4", "--systems", "full", "subnet-unpadded"
+    )
+    assert [row["system"] for row in rows] == ["full", "token", "subnet-unpadded"]
 
 
 def test_bench_decode_measures_fairscales_layer_in_fp32_alone(

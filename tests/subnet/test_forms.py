@@ -110,6 +110,17 @@ def test_a_stack_may_choose_among_experts_of_a_language_and_the_other_have_them(
     assert content["ffn_dims"] == {"encoder": [24, 24], "decoder": [24, 48]}
 
 
+@pytest.mark.parametrize("flags", [("--encoder-moe-routing", "token"), ("--encoder-moe-routing", "source")])
+def test_a_subnet_has_no_warmup_of_gates_left(
+    corpus: Corpus, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    warmup = ("--moe-task-gate-warmup-updates", 2, "--moe-task-gate-warmup-top-k", 3)
+    train(corpus, tmp_path, *DEFAULT, *flags, *warmup, "--max-update", 2, "--no-epoch-checkpoints")
+    full = tmp_path / "checkpoint_last.pt"
+    subnet = extract(corpus, full, tmp_path / "subnets", "en-de", "--unpadded", "--verify", "all")
+    assert_equal(generate(corpus, subnet / "model.pt", "en-de").hypotheses, generate(corpus, full, "en-de").hypotheses)
+
+
 def test_layers_may_keep_their_own_widths(corpus: Corpus, full: Path, tmp_path: Path) -> None:
     padded, own = extract(corpus, full, tmp_path / "padded", "en-de"), None
     own = extract(corpus, full, tmp_path / "own", "en-de", "--unpadded", "--verify", "all")
