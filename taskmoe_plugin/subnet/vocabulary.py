@@ -142,21 +142,23 @@ class DictionaryReader:
         self.data = data
         self._known: dict[str, Vocabulary] = {}
 
-    def read(self, pairs: Iterable[str]) -> Vocabularies:
+    def read(self, pairs: Sequence[str]) -> Vocabularies:
         """The dictionaries of some pairs.
 
         Raises:
-            TaskMoEError: a file is missing, broken or does not fit the model.
+            TaskMoEError: a file is missing, broken or does not fit the model, or a language would need two.
         """
         sources, targets = (tuple(dict.fromkeys(side)) for side in zip(*map(split_pair, pairs)))
-        shared = self.checkpoint.args.share_all_embeddings or not set(sources).isdisjoint(targets)
+        both = sorted(set(sources) & set(targets))
         task = self.checkpoint.cfg["task"]
-        return Vocabularies(
-            self._side("encoder.embed_tokens.weight", task.source_dict, sources),
-            self._side("decoder.embed_tokens.weight", task.target_dict, targets),
-            shared,
-            (sources, targets),
-        )
+        source = self._side("encoder.embed_tokens.weight", task.source_dict, sources)
+        target = self._side("decoder.embed_tokens.weight", task.target_dict, targets)
+        if both and source.text != target.text:
+            raise TaskMoEError(
+                f"--lang-pairs {'+'.join(pairs)}: {both[0]} is on both sides, whose dictionaries differ; extract the "
+                "pairs one by one, with commas between them"
+            )
+        return Vocabularies(source, target, bool(both) or self.checkpoint.args.share_all_embeddings, (sources, targets))
 
     def _side(self, embeddings: str, path: str | None, langs: Sequence[str]) -> Vocabulary:
         fixed = self.checkpoint.cfg["task"].fixed_dictionary or path

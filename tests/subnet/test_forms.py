@@ -111,9 +111,7 @@ def test_a_stack_may_choose_among_experts_of_a_language_and_the_other_have_them(
 
 
 @pytest.mark.parametrize("flags", [("--encoder-moe-routing", "token"), ("--encoder-moe-routing", "source")])
-def test_a_subnet_has_no_warmup_of_gates_left(
-    corpus: Corpus, tmp_path: Path, flags: tuple[str, ...]
-) -> None:
+def test_a_subnet_has_no_warmup_of_gates_left(corpus: Corpus, tmp_path: Path, flags: tuple[str, ...]) -> None:
     warmup = ("--moe-task-gate-warmup-updates", 2, "--moe-task-gate-warmup-top-k", 3)
     train(corpus, tmp_path, *DEFAULT, *flags, *warmup, "--max-update", 2, "--no-epoch-checkpoints")
     full = tmp_path / "checkpoint_last.pt"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import generate
-from tests.subnet.helpers import extract, load, write_model
+from tests.subnet.helpers import UNSHARED, extract, load, rewrite, write_model
 from tests.subnet.stock import assert_equal, stock_fairseq, stock_generate_flags
 
 
@@ -52,6 +52,25 @@ def test_several_pairs_keep_the_union_of_their_experts(
     for pair in pairs:
         expected_hypotheses = generate(corpus, path, pair).hypotheses
         assert_equal(generate(corpus, subnet / "model.pt", pair).hypotheses, expected_hypotheses)
+
+
+def test_a_language_that_would_need_two_dictionaries_is_refused(
+    corpus: Corpus, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", UNSHARED)
+    lines = (corpus.bin / "dict.en.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "target.txt").write_text("".join(reversed(lines)))
+
+    def give_dictionaries(state: Any) -> None:
+        state["cfg"]["task"].source_dict = str(corpus.bin / "dict.en.txt")
+        state["cfg"]["task"].target_dict = str(tmp_path / "target.txt")
+
+    rewrite(full, full, give_dictionaries)
+    with pytest.raises(SystemExit):
+        extract(corpus, full, tmp_path / "union", "en-de+fr-en")
+    assert "--lang-pairs en-de+fr-en: en is on both sides, whose dictionaries differ" in capsys.readouterr().err
+    assert not list((tmp_path / "union").glob("*"))
+    assert (extract(corpus, full, tmp_path / "one", "fr-en") / "dict.en.txt").read_text().startswith(lines[-1])
 
 
 def test_a_stack_that_has_one_task_for_several_pairs_is_folded(corpus: Corpus, full: Path, tmp_path: Path) -> None:
