@@ -142,14 +142,16 @@ class CTranslate2Decoder:
         directory: the model.
         task_args: arguments of the task that the model was trained on.
         pair: the pair to translate.
+        max_positions: how many tokens a target may have, with its language token and its end.
     """
 
-    def __init__(self, directory: Path, task_args: Namespace, pair: str) -> None:
+    def __init__(self, directory: Path, task_args: Namespace, pair: str, max_positions: int) -> None:
         import ctranslate2
 
         self.translator = ctranslate2.Translator(str(directory), device="cpu", intra_threads=torch.get_num_threads())
         # The model adds the source's own.
         _, self.target_prefix = prefixes(task_args, pair)
+        self.longest = min(MAX_LENGTH, max_positions - 1)
 
     def translate(self, sources: Sequence[list[str]], beam: int) -> list[list[str]]:
         results = self.translator.translate_batch(
@@ -157,7 +159,8 @@ class CTranslate2Decoder:
             target_prefix=[self.target_prefix] * len(sources),
             beam_size=beam,
             max_batch_size=BATCH,
-            max_decoding_length=MAX_LENGTH,
+            max_input_length=0,
+            max_decoding_length=self.longest,
             min_decoding_length=0,
         )
         return [result.hypotheses[0][len(self.target_prefix) :] for result in results]
@@ -166,6 +169,7 @@ class CTranslate2Decoder:
         results = self.translator.score_batch(
             sources,
             [self.target_prefix + target for target in targets],
+            max_input_length=0,
             max_batch_size=BATCH,
         )
         return [result.log_probs[len(self.target_prefix) :] for result in results]

@@ -30,14 +30,17 @@ class References:
         model: the model, in evaluation mode.
 
     Raises:
-        TaskMoEError: a pair has no such set, or the data's dictionaries do not fit the model.
+        TaskMoEError: a pair has no such set, or one that the model can take no sentence of, or the data's dictionaries
+            do not fit the model.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, data: Sequence[Path], pairs: Sequence[str], subset: str, count: int | None
     ) -> None:
         reader = DictionaryReader(checkpoint, data)
-        self._sentences = {pair: read_sentences(data, subset, pair, reader.read([pair]), count) for pair in pairs}
+        self._sentences = {
+            pair: read_sentences(data, subset, pair, reader.read([pair]), count, checkpoint.args) for pair in pairs
+        }
         task, arch = checkpoint.cfg["task"], checkpoint.args.arch
         self._tasks = {pair: build_task(task, arch, data[0], pair) for pair in pairs}
         self._subset = subset

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, Decoder, FairseqDecoder, build_model, build_task
 from taskmoe_plugin.subnet.fairseq_format import read_model
 from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
+
+logger = logging.getLogger(__name__)
 
 SCORE_LIMIT = 1e-4
 # A subnet whose weights were rounded to half precision or quantised differs from the full model a little.
@@ -33,12 +37,17 @@ class Sentences:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def no_longer_than(self, source: int, target: int) -> Sentences:
+        """The sentence pairs of at most so many pieces."""
+        return self._of(lambda *pair: len(pair[0]) <= source and len(pair[1]) <= target)
+
     def within(self, vocabularies: Vocabularies) -> Sentences:
         """The sentence pairs that the vocabularies have every piece of."""
         known = set(vocabularies.source.symbols), set(vocabularies.target.symbols)
-        kept = [
-            pair for pair in zip(self.sources, self.targets) if set(pair[0]) <= known[0] and set(pair[1]) <= known[1]
-        ]
+        return self._of(lambda source, target: known[0].issuperset(source) and known[1].issuperset(target))
+
+    def _of(self, is_kept: Callable[[list[str], list[str]], bool]) -> Sentences:
+        kept = [pair for pair in zip(self.sources, self.targets) if is_kept(*pair)]
         return Sentences([source for source, _ in kept], [target for _, target in kept])
 
 
@@ -110,8 +119,9 @@ class Verifier:
         Raises:
             TaskMoEError: the subnet differs from the full model, or there are no sentences.
         """
-        sentences = read_sentences(self.data, self.subset, pair, full, count)
-        trimmed = len(kept.target.symbols) < len(full.target.symbols)
+        sentences = read_sentences(self.data, self.subset, pair, full, count, self.checkpoint.args)
+        sides = (kept.source, full.source), (kept.target, full.target)
+        trimmed = any(len(ours.symbols) < len(whole.symbols) for ours, whole in sides)
         rows = torch.tensor([full.target.dictionary.index(each) for each in kept.target.symbols]) if trimmed else None
         subnet, exact_beam = _open(directory, self.checkpoint, pair)
         model = FairseqDecoder(self._task(pair), self._full_model(pair), rows)
@@ -136,7 +146,7 @@ def _open(directory: Path, checkpoint: Checkpoint, pair: str) -> tuple[Decoder, 
     path = directory / "model.pt"
     if not path.exists():
         # The two rank finished hypotheses of a beam in different ways.
-        return CTranslate2Decoder(directory, checkpoint.cfg["task"], pair), 1
+        return CTranslate2Decoder(directory, checkpoint.cfg["task"], pair, checkpoint.args.max_target_positions), 1
     args, task_args, weights = read_model(path)
     task = build_task(task_args, args.arch, directory, pair)
     return FairseqDecoder(task, build_model(args, task, weights, str(path))), 5
@@ -216,9 +226,9 @@ def _check(name: str, agreement: Agreement, rounded: bool) -> None:
 
 
 def read_sentences(
-    data: Sequence[Path], subset: str, pair: str, vocabularies: Vocabularies, count: int | None
+    data: Sequence[Path], subset: str, pair: str, vocabularies: Vocabularies, count: int | None, model: Namespace
 ) -> Sentences:
-    """Sentences of a binarised set, evenly spaced.
+    """Sentences of a binarised set, evenly spaced; a line of the log tells how many of them a model cannot take.
 
     Args:
         data: the directories of the binarised data; the first that has the set serves.
@@ -226,9 +236,10 @@ def read_sentences(
         pair: the pair.
         vocabularies: the dictionaries that the data was binarised with.
         count: how many; None: all.
+        model: the model's arguments; longer sentences than it takes are left out.
 
     Raises:
-        TaskMoEError: there is no such set.
+        TaskMoEError: there is no such set, or the model can take none of its sentences.
     """
     source, target = split_pair(pair)
     for directory in data:
@@ -239,8 +250,22 @@ def read_sentences(
                 sentences = Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
                 if len(sentences.sources) != len(sentences.targets):
                     raise TaskMoEError(f"{prefix}*: the two languages have different numbers of sentences; {AGAIN}")
-                return sentences
+                return _short_enough(sentences, f"{prefix}*", model)
     raise TaskMoEError(f"{data[0]}: no {subset} set of {pair}; binarise one, or name another with --gen-subset")
+
+
+def _short_enough(sentences: Sentences, name: str, model: Namespace) -> Sentences:
+    # Each side has a language token and an end, too.
+    source, target = (getattr(model, f"max_{side}_positions") - 2 for side in ("source", "target"))
+    kept = sentences.no_longer_than(source, target)
+    if not kept:
+        raise TaskMoEError(
+            f"{name}: all sentences are longer than the model takes, {source} pieces of source and {target} of target; "
+            "name another set with --gen-subset"
+        )
+    if len(kept) < len(sentences):
+        logger.warning(f"{name}: {len(sentences) - len(kept)} sentences are longer than the model takes, and left out")
+    return kept
 
 
 def _read(prefix: str, vocabulary: Vocabulary, count: int | None) -> list[list[str]]:

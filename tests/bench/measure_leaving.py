@@ -47,7 +47,7 @@ def main() -> None:
     task = build_task(checkpoint.cfg["task"], checkpoint.args.arch, args.data, args.lang_pair)
     model = build_model(checkpoint.args, task, checkpoint.tensors.all())
     words = DictionaryReader(checkpoint, [args.data]).read([args.lang_pair])
-    sources = read_sentences([args.data], "test", args.lang_pair, words, args.sentences).sources
+    sources = read_sentences([args.data], "test", args.lang_pair, words, args.sentences, checkpoint.args).sources
     dictionary, generator = task.source_dictionary, task.build_generator([model], GenerationConfig(beam=BEAM))
     ids = [dictionary.encode_line(" ".join(each), add_if_not_exist=False).long() for each in sources]
     dataset = task.build_dataset_for_inference(ids, [len(each) for each in ids])

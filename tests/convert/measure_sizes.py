@@ -44,7 +44,7 @@ def score(path: Path, data: Path, count: int | None) -> tuple[float, float]:
     for pair in checkpoint.pairs:
         task = build_task(checkpoint.cfg["task"], checkpoint.args.arch, data, pair)
         model = build_model(checkpoint.args, task, checkpoint.tensors.all())
-        sentences = read_sentences([data], "test", pair, reader.read([pair]), count)
+        sentences = read_sentences([data], "test", pair, reader.read([pair]), count, checkpoint.args)
         translations = FairseqDecoder(task, model).translate(sentences.sources, BEAM)
         bleu = BLEU(tokenize=tokenizer_of(pair.split("-")[1]))
         result = bleu.corpus_score(list(map(text, translations)), [list(map(text, sentences.targets))])

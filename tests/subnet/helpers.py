@@ -14,9 +14,10 @@ from tests.helpers.corpus import Corpus
 from tests.helpers.tasks import make_args
 from tests.helpers.training import MODEL, group_file
 
-# Model flags of a checkpoint that several tests start from.
+POSITIONS = 1024  # that the models have, unless told otherwise
 # Not a flag of fairseq's, but one flag less: --share-all-embeddings.
 UNSHARED = "unshared"
+# Model flags of a checkpoint that several tests start from.
 DEFAULT = ("--encoder-normalize-before", "--decoder-normalize-before")
 
 

@@ -16,7 +16,7 @@ from taskmoe_plugin.subnet import extract as extraction
 from taskmoe_plugin.subnet import weights
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, FairseqDecoder, build_model, build_task
 from tests.helpers.corpus import Corpus
-from tests.subnet.helpers import UNSHARED, extract, load, rewrite, write_model
+from tests.subnet.helpers import POSITIONS, UNSHARED, extract, load, rewrite, write_model
 from tests.subnet.stock import TOLERANCE
 
 ctranslate2 = pytest.importorskip("ctranslate2")
@@ -54,7 +54,7 @@ def open_full(corpus: Corpus, path: Path) -> FairseqDecoder:
 
 
 def open_converted(directory: Path, path: Path) -> CTranslate2Decoder:
-    return CTranslate2Decoder(directory, load(path)["cfg"]["task"], "en-de")
+    return CTranslate2Decoder(directory, load(path)["cfg"]["task"], "en-de", POSITIONS)
 
 
 def gaps(one: list[list[float]], other: list[list[float]]) -> list[float]:

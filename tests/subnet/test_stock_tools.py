@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import generate
-from tests.subnet.helpers import UNSHARED, extract, load, write_model
+from tests.subnet.helpers import POSITIONS, UNSHARED, extract, load, write_model
 from tests.subnet.stock import ask, assert_equal, stock_fairseq
 
 
@@ -115,7 +115,7 @@ def test_ctranslate2_s_own_converter_takes_it(
     kept = [row for row, target in enumerate(sides[1]) if set(target) <= known]
     sources, targets = ([side[row] for row in kept] for side in sides)
     with_tokens = [[["__de__", *line] for line in side] for side in (sources, targets)]
-    expected = CTranslate2Decoder(ours, load(path)["cfg"]["task"], "en-de").score(sources, targets)
+    expected = CTranslate2Decoder(ours, load(path)["cfg"]["task"], "en-de", POSITIONS).score(sources, targets)
     [answer] = ask([("convert", str(subnet), str(tmp_path / "theirs"), with_tokens)])
     found = [scores[1:] for scores in answer]
     gaps = [abs(a - b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.subnet import verify
+from taskmoe_plugin.subnet.checkpoint import Checkpoint
+from taskmoe_plugin.subnet.references import References
 from taskmoe_plugin.subnet.verify import Agreement, Sentences, compare
 from tests.helpers.corpus import Corpus, binarize
-from tests.subnet.helpers import extract
+from tests.subnet.helpers import DEFAULT, UNSHARED, extract, write_model
 
 SENTENCES = Sentences([["a"], ["b"]], [["A"], ["B"]])
 
@@ -86,6 +89,23 @@ def test_a_trimmed_subnet_that_cannot_be_compared_is_not_kept(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_where_the_source_alone_is_trimmed_scores_are_compared(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
+    full = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *DEFAULT, UNSHARED)
+    data = Corpus(tmp_path / "raw", tmp_path / "bin")
+    data.raw.mkdir()
+    everything = " ".join(line.split()[0] for line in (corpus.bin / "dict.en.txt").read_text().splitlines())
+    for split, text in (("train", "ba do\n"), ("valid", "ba\n"), ("test", "wi\nba do\n")):
+        (data.raw / f"{split}.en-de.en").write_text(text)
+        (data.raw / f"{split}.en-de.de").write_text(f"{everything}\n" * text.count("\n"))
+    binarize(data, "en-de", corpus.bin / "dict.en.txt")
+    (data.bin / "dict.fr.txt").write_bytes((data.bin / "dict.en.txt").read_bytes())
+    subnet = extract(data, full, tmp_path / "out", "en-de", "--trim-vocabulary", "--verify", "all")
+    content = json.loads((subnet / "subnet.json").read_text())
+    assert content["verified"]["en-de"].startswith("scores of 1 references")
+    assert content["verified"]["en-de"].endswith("(1 more have pieces that were trimmed)")
+    assert (subnet / "dict.en.txt").read_text().count("\n") < (subnet / "dict.de.txt").read_text().count("\n")
+
+
 @pytest.mark.parametrize("text", ["ba <pad> do", "<pad> ba do", "ba do <pad>", "<pad> <pad>", "ba <pad> <pad> do fi"])
 def test_padding_symbols_in_the_text_change_nothing(corpus: Corpus, full: Path, tmp_path: Path, text: str) -> None:
     data = Corpus(tmp_path / "raw", tmp_path / "bin")
@@ -97,3 +117,42 @@ def test_padding_symbols_in_the_text_change_nothing(corpus: Corpus, full: Path, 
             (data.raw / f"{split}.en-de.{lang}").write_text(lines)
     binarize(data, "en-de", corpus.bin / "dict.en.txt")
     extract(data, full, tmp_path / "out", "en-de", "--verify", "all")
+
+
+SHORT = ("--max-source-positions", 7, "--max-target-positions", 7)
+
+
+@pytest.mark.parametrize("learned", [(), ("--encoder-learned-pos", "--decoder-learned-pos")], ids=["sines", "learned"])
+@pytest.mark.parametrize("format", ["fairseq", "ctranslate2"])
+def test_sentences_longer_than_the_model_takes_are_left_out(
+    corpus: Corpus,
+    trained: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    learned: tuple[str, ...],
+    format: str,
+) -> None:
+    full = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *DEFAULT, *SHORT, *learned)
+    subnet = extract(corpus, full, tmp_path / "subnets", "en-de", "--format", format, "--verify", "all")
+    # Besides words, a language token and an end.
+    lengths = [len(line.split()) + 2 for line in corpus.lines("test", "en", "de", "en")]
+    too_long = sum(length > 7 for length in lengths)
+    assert 0 < too_long < len(lengths)
+    assert f"test.en-de.*: {too_long} sentences are longer than the model takes, and left out" in caplog.text
+    verified = json.loads((subnet / "subnet.json").read_text())["verified"]["en-de"]
+    assert f"of {len(lengths) - too_long} hypotheses" in verified
+    # What runs the whole model over sentences leaves out the same.
+    caplog.clear()
+    References(Checkpoint.open(full), [corpus.bin], ["en-de"], "test", None).run("en-de")
+    assert f"{too_long} sentences are longer" in caplog.text
+
+
+def test_a_set_of_nothing_but_long_sentences_is_refused(
+    corpus: Corpus, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--max-source-positions", 2, "--max-target-positions", 9)
+    full = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", *DEFAULT, *flags)
+    with pytest.raises(SystemExit):
+        extract(corpus, full, tmp_path / "subnets", "en-de", "--verify", "all")
+    expected = "all sentences are longer than the model takes, 0 pieces of source and 7 of target; name another set"
+    assert expected in capsys.readouterr().err

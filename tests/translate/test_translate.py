@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 import taskmoe_plugin
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder
 from tests.helpers.corpus import Corpus
-from tests.subnet.helpers import extract, load
+from tests.subnet.helpers import POSITIONS, extract, load
 
 pytest.importorskip("ctranslate2")
 ROOT = Path(taskmoe_plugin.__file__).parents[1]
@@ -67,7 +67,7 @@ def expected(numbers: Corpus, learned_numbers: Path, folder: Path, lines: list[s
     """What the model makes of the lines, by hand."""
     task = load(learned_numbers)["cfg"]["task"]
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(numbers.raw / "pieces.model"))
-    decoder = CTranslate2Decoder(folder / "en-de", task, "en-de")
+    decoder = CTranslate2Decoder(folder / "en-de", task, "en-de", POSITIONS)
     return [pieces.decode(each) for each in decoder.translate(pieces.encode(lines, out_type=str), beam=5)]
 
 
@@ -112,7 +112,7 @@ def test_empty_lines_stay_in_place(folder: Path, lines: list[str], expected: lis
 def test_greedy_search_is_a_beam_of_one(numbers: Corpus, learned_numbers: Path, folder: Path, lines: list[str]) -> None:
     task = load(learned_numbers)["cfg"]["task"]
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(numbers.raw / "pieces.model"))
-    decoder = CTranslate2Decoder(folder / "en-de", task, "en-de")
+    decoder = CTranslate2Decoder(folder / "en-de", task, "en-de", POSITIONS)
     expected = [pieces.decode(each) for each in decoder.translate(pieces.encode(lines, out_type=str), beam=1)]
     found = translate(folder / "en-de", "--beam-size", 1, stdin="\n".join(lines)).stdout.splitlines()
     assert found == expected
