@@ -78,6 +78,11 @@ def add_moe_args(parser: ArgumentParser) -> None:
         "every token; --moe-top-k is for translation alone (DS-MoE); see --moe-mutual-information-wt")  # fmt: skip
     add("--moe-expert-parallel", action="store_true",
         help="spread the experts over the data-parallel processes (default: every process has all)")  # fmt: skip
+
+
+def add_low_rank_args(parser: ArgumentParser) -> None:
+    """Add the flags of low-rank matrices; their defaults are among those of ``set_moe_defaults``."""
+    add = parser.add_argument
     add("--task-low-rank", type=int, metavar="R",
         help="rank of the language matrices that are added to the linear maps of attention and dense feed-forward "
         "networks, 0: none (default: 0)")  # fmt: skip

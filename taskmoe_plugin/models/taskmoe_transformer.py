@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.models.config import (
     STACKS,
+    add_low_rank_args,
     add_moe_args,
     check_args,
     remember_languages,
@@ -51,6 +52,7 @@ class TaskMoETransformerModel(TransformerModel):
     def add_args(cls, parser: ArgumentParser) -> None:
         super().add_args(parser)
         add_moe_args(parser)
+        add_low_rank_args(parser)
 
     @classmethod
     def build_model(cls, args: Namespace, task: Any) -> TaskMoETransformerModel:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taskmoe_plugin.files.loading import load
 from taskmoe_plugin.files.writing import save
-from taskmoe_plugin.models.config import add_moe_args, settle_task_gates
+from taskmoe_plugin.models.config import add_low_rank_args, add_moe_args, settle_task_gates
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
@@ -143,6 +143,7 @@ def _forget_plugin(cfg: dict[str, Any], history: list[dict[str, Any]]) -> None:
 def _without_plugin_flags(args: Namespace, name: str) -> Namespace:
     parser = ArgumentParser(add_help=False)
     add_moe_args(parser)
+    add_low_rank_args(parser)
     flags = {*vars(parser.parse_args([])), *task_defaults()}
     prefixes = (*CRITERION_FLAGS, "taskmoe_")
     kept = {name: value for name, value in vars(args).items() if name not in flags and not name.startswith(prefixes)}

@@ -158,6 +158,7 @@ def test_the_new_checkpoint_remembers_what_the_dense_model_was_trained_with(dens
         (["--moe-threshold", 0.5], 2, "--moe-threshold 0.5: the weights of a token's experts have no known sum"),
         (["--moe-expert-bits", 2], 2, "--moe-expert-bits 2: rounded experts would not compute what the dense"),
         (["--moe-dense-training"], 2, "--moe-dense-training: every token has all experts, which then must be copies"),
+        (["--task-low-rank", 4], 2, "unrecognized arguments: --task-low-rank"),  # which training can add
         (["--moe-top-k", 9], 2, "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8"),
         (["--optimizer"], 1, "has no optimizer state; leave out --optimizer"),
     ],
