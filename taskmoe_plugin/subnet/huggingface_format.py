@@ -88,12 +88,10 @@ def write_model(
         pieces: the SentencePiece model of the text.
         prefixes: what source and target begin with, each at most one language token.
     """
-    from safetensors.torch import save_file
-
     source, target = prefixes
     pre_norm = args.encoder_normalize_before
     tensors = _tensors(args, weights, table=not pre_norm)
-    save_file(tensors, directory / FILE, metadata={"format": "pt"})
+    _save(tensors, directory / FILE)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     write_json(directory / "config.json", _config(args, len(vocabulary.symbols), pre_norm, dtype))
     write_json(
@@ -115,6 +113,16 @@ def write_model(
             "model_input_names": ["input_ids", "attention_mask"],
         },
     )
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # of a full disk, too
+        raise OSError(str(error)) from error
 
 
 def _tensors(args: Namespace, weights: Mapping[str, Tensor], table: bool) -> dict[str, Tensor]:

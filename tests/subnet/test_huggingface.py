@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import torch
 from fairseq.data import Dictionary
 
+from taskmoe_plugin.subnet import huggingface_format
 from taskmoe_plugin.subnet.decoders import FairseqDecoder, build_model, build_task
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import train_numbers
@@ -190,3 +192,8 @@ def test_weights_can_be_stored_in_half_precision(
     header = (subnet / "model.safetensors").read_bytes()
     assert b'"dtype":"F16"' in header
     assert b'"dtype":"F32"' not in header
+
+
+def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory"):
+        huggingface_format._save({"w": torch.zeros(3)}, tmp_path / "no" / "model.safetensors")
