@@ -47,8 +47,8 @@ def new_file(path: Path, name: str) -> Iterator[Path]:
 def new_directory(path: Path, name: str) -> Iterator[Path]:
     """A temporary directory beside ``path`` that takes its place when the block ends well, else vanishes.
 
-    A directory that was there is removed after the exchange. Where the file system cannot exchange two names in one
-    step, it is kept under another name, and a line on standard error says so.
+    A directory that was there is removed after the exchange; of a link to one, the link alone. Where the file system
+    cannot exchange two names in one step, it is kept under another name, and a line on standard error says so.
 
     Args:
         path: the directory; replaced if there is one.
@@ -200,7 +200,8 @@ def _lock(path: Path, own: bool = False) -> int | None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    # Of a link only the link.
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

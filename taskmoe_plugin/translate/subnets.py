@@ -47,7 +47,10 @@ def find_subnet(path: Path, source: str | None, target: str | None) -> Subnet:
     """
     if not path.is_dir():
         raise TaskMoEError(f"{path}: no such directory; give one that taskmoe extract wrote")
-    directories = [path] if (path / DESCRIPTION).exists() else [file.parent for file in path.glob(f"*/{DESCRIPTION}")]
+    # Names with a dot are of subnets that are being written.
+    directories = (
+        [path] if (path / DESCRIPTION).exists() else [file.parent for file in path.glob(f"[!.]*/{DESCRIPTION}")]
+    )
     if not directories:
         raise TaskMoEError(f"{path}: no {DESCRIPTION} in it or its subdirectories; give what taskmoe extract wrote")
     pairs = {directory: _read(directory)["pairs"] for directory in sorted(directories)}
@@ -60,9 +63,14 @@ def find_subnet(path: Path, source: str | None, target: str | None) -> Subnet:
     ]
     if not found:
         raise UsageError(f"{path}: translates {known}; give one of these as --source and --target")
-    if len(found) > 1:
+    # Copies under other names, such as those of subnets that were replaced, give way.
+    found = [(directory, pair) for directory, pair in found if directory.name == "+".join(pairs[directory])] or found
+    if len({pair for _, pair in found}) > 1:
         choice = ", ".join(pair for _, pair in found)
         raise UsageError(f"{path}: has several subnets ({choice}); choose with --source and --target")
+    if len(found) > 1:
+        choice = ", ".join(directory.name for directory, _ in found)
+        raise UsageError(f"{path}: has several subnets of {found[0][1]}, in {choice}; name the directory of one")
     return _open(*found[0])
 
 

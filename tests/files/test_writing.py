@@ -131,6 +131,14 @@ def test_two_names_are_exchanged(tmp_path: Path) -> None:
         exchange(tmp_path / "a", tmp_path / "none")
 
 
+def test_of_a_link_that_is_replaced_nothing_is_left_but_where_it_led(tmp_path: Path) -> None:
+    write_directory(tmp_path / "store", "old")
+    (tmp_path / "x").symlink_to(tmp_path / "store")
+    write_directory(tmp_path / "x", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "x"]
+    assert content(tmp_path) == {"store/file": "old", "x/file": "new"}
+
+
 def test_without_an_exchange_both_are_kept_and_a_line_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
     write_directory(tmp_path / "x", "old")
     monkeypatch.setattr(writing, "exchange", lambda one, other: False)

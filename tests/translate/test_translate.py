@@ -93,6 +93,21 @@ def test_the_languages_choose_among_several_subnets(folder: Path, lines: list[st
     assert "translates en-de" in error(translate(folder / "en-de", "--source", "de"), 2)
 
 
+def test_of_copies_the_one_that_is_named_as_its_pair_is_taken(folder: Path, lines: list[str], tmp_path: Path) -> None:
+    text = lines[0] + "\n"
+    names = ("en-de", ".en-de.0123abcd.tmp", "en-de.old-0123abcd")
+    for name in names:
+        shutil.copytree(folder / "en-de", tmp_path / name)
+    # Neither of the others is whole.
+    for name in names[1:]:
+        (tmp_path / name / "model.bin").unlink()
+    found = translate(tmp_path, "--source", "en", "--target", "de", stdin=text)
+    assert (found.returncode, found.stdout) == (0, translate(folder / "en-de", stdin=text).stdout)
+    (tmp_path / "en-de").rename(tmp_path / "another")
+    message = error(translate(tmp_path, "--source", "en", stdin=text), 2)
+    assert message.endswith("has several subnets of en-de, in another, en-de.old-0123abcd; name the directory of one")
+
+
 def test_files_are_translated_one_after_the_other(
     folder: Path, lines: list[str], expected: list[str], tmp_path: Path
 ) -> None:
