@@ -88,7 +88,7 @@ def _check(args: Namespace) -> None:
         problems.append(f"--format {args.format}: needs the pieces of the text; give --sentencepiece-model")
     if args.format == "huggingface" and args.verify is not None:
         problems.append("--verify: cannot run Hugging Face's models; verify the same subnet as --format fairseq")
-    if not all(pair for group in _groups(args.lang_pairs) or [] for pair in group):
+    if not all("-" in pair.strip("-") for group in _groups(args.lang_pairs) or [] for pair in group):
         problems.append(f"--lang-pairs {args.lang_pairs}: give pairs such as en-de,en-fr, or all")
     raise_all(problems)
 
