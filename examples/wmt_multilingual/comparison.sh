@@ -2,13 +2,13 @@
 # Usage: comparison.sh SETTINGS
 #
 # Choose a learning rate for every system of the comparison, train it with every seed (SYSTEMS and SEEDS, see
-# settings/systems.sh), score it, and leave what it reached in RESULTS/SYSTEM-SEED.json (docs/comparison/DATA unless set).
+# settings/systems.sh), score it, and leave what it reached in RESULTS/SYSTEM-SEED.json (WORK_DIR/results unless set).
 # What is there already is not run again, and an interrupted training goes on from its last checkpoint.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 DATA_DIR=$WORK_DIR
-RESULTS=${RESULTS:-$EXAMPLE/../../docs/comparison/$DATA}
+RESULTS=${RESULTS:-$WORK_DIR/results}
 mkdir -p "$DATA_DIR" "$RESULTS"
 
 UNTIL=binary "$EXAMPLE/run.sh" "$1"

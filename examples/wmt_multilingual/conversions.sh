@@ -2,14 +2,14 @@
 # Usage: conversions.sh settings/conversions.sh
 #
 # Train the systems that conversions are compared on, convert them in every way, translate with what comes out, and leave
-# the figures in RESULTS/SYSTEM.CONVERSION.json (docs/systems unless set). What is there already is not done again, and an
-# interrupted training goes on from its last checkpoint. SYSTEMS="merged-1 dense-1" chooses what is trained; what is not
-# trained is not converted.
+# the figures in RESULTS/SYSTEM.CONVERSION.json (WORK_DIR/results unless set). What is there already is not done again, and
+# an interrupted training goes on from its last checkpoint. SYSTEMS="merged-1 dense-1" chooses what is trained; what is
+# not trained is not converted.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 : "${SENTENCES:=250}" # of the test set of each direction
-SETTINGS=$1 DATA_DIR=$WORK_DIR RESULTS=${RESULTS:-$EXAMPLE/../../docs/systems}
+SETTINGS=$1 DATA_DIR=$WORK_DIR RESULTS=${RESULTS:-$WORK_DIR/results}
 : "${SYSTEMS:=merged-1 token_token-1 language_experts-1 dense-1 dense_wide-1 merged_2bits-1 merged_continued-1 merged-2
 token_continued-1 token_continued-2 token_again-1 joined-1 dense_continued-1 upcycled-1}"
 export DATA_DIR

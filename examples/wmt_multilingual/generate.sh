@@ -4,6 +4,7 @@
 # translation of the test text to FILE; what it prints goes to $OUT/DIRECTION.log.
 translate_all() {
     local out=$1 function=$2 direction
+    ((JOBS > 0)) || fail "JOBS=$JOBS: give at least 1" 2
     mkdir -p "$out"
     # One thread a job: models this small do not gain from more.
     export OMP_NUM_THREADS=1

@@ -30,10 +30,14 @@ settings_of() {
     esac
 }
 
-# With what a step would be made now; arrays and environment variables are filled in.
+# With what a step would be made now; arrays and environment variables are filled in. What another machine or another
+# way to say the same would change is left out: whether a variable is exported, and where the example and WORK_DIR are.
 made_with() {
+    local settings
     # shellcheck disable=SC2046
-    declare -p $(settings_of "$1")
+    settings=$(declare -p $(settings_of "$1") | sed 's/^declare -[^ ]* //')
+    settings=${settings//"$EXAMPLE/"/}
+    echo "${settings//"$WORK_DIR/"/}"
 }
 
 record_settings() {
@@ -82,6 +86,10 @@ score() {
         --output "$1/scores.json" --tokenize "$TOKENIZE" ${COMET:+--comet "$COMET"} "${GROUP_FLAGS[@]}"
 }
 
+if [[ -z $UNTIL || $UNTIL == subnets ]]; then
+    python3 -c 'import ctranslate2' 2>/dev/null ||
+        fail "ctranslate2: not installed, and subnets need it; pip install ctranslate2, or stop before with UNTIL=scores"
+fi
 mkdir -p "$WORK_DIR/made_with"
 check_settings
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -65,6 +66,53 @@ def test_a_folder_of_text_becomes_scores_and_a_second_run_does_nothing_again(fol
     assert other.stderr.splitlines()[-1].startswith(
         f"run.sh: error: {folder}/work: made with other settings (see made_with there): vocabulary pieces binary model/"
     )
+
+
+def test_the_same_settings_said_in_another_way_make_nothing_again(folder: Path, tmp_path: Path) -> None:
+    made = {"WORK_DIR": str(tmp_path / "work"), "UNTIL": "pieces"}
+    assert run_all(folder, **made).returncode == 0
+    clone = tmp_path / "clone"
+    shutil.copytree(EXAMPLE, clone, ignore=shutil.ignore_patterns("out", "__pycache__"))
+    settings = tmp_path / "settings.sh"
+    settings.write_text(
+        'LANGS=en,de LANG_PAIRS=en-de,de-en VOCABULARY_SIZE=38\nsource "$EXAMPLE/settings/files.sh"\n', encoding="utf-8"
+    )
+    for finished in (
+        run_all(folder, **made | {"INPUT_DIR": "mine"}),
+        run_all(folder, str(clone / "run.sh"), **made),
+        run_step("run.sh", settings, cwd=tmp_path, INPUT_DIR=str(folder / "mine"), **made | {"WORK_DIR": "work"}),
+    ):
+        assert finished.returncode == 0, finished.stderr
+        steps = [line for line in finished.stdout.splitlines() if line.startswith("== ")]
+        assert steps
+        assert all("done already" in line for line in steps)
+
+
+def test_checkpoints_are_averaged_with_any_settings(folder: Path, tmp_path: Path) -> None:
+    shorter = {"AVERAGE": "2", "MAX_UPDATE": "3", "MAX_TOKENS": "100", "UNTIL": "translations"}
+    settings = shorter_settings(tmp_path / "settings.sh", "files")
+    with settings.open("a") as file:
+        file.write("TRAIN_FLAGS+=(--save-interval-updates 1)\n")
+    environment = {"INPUT_DIR": str(folder / "mine"), "LANGS": "en,de", "LANG_PAIRS": "en-de", "VOCABULARY_SIZE": "38"}
+    finished = run_step("run.sh", settings, WORK_DIR=str(tmp_path / "work"), **environment, **shorter)
+    assert finished.returncode == 0, finished.stderr
+    assert len(list((tmp_path / "work" / "model").glob("checkpoint_*_*.pt"))) == 2
+    assert "averaged.pt" in (tmp_path / "work" / "translations" / "en-de.log").read_text()
+
+
+def test_what_subnets_need_is_missed_before_anything_is_made(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ctranslate2.py").write_text("raise ImportError\n")
+    missing = run_all(folder, WORK_DIR=str(tmp_path / "work"), PYTHONPATH=str(tmp_path))
+    assert missing.stderr == (
+        "run.sh: error: ctranslate2: not installed, and subnets need it; pip install ctranslate2, or stop before with "
+        "UNTIL=scores\n"
+    )
+    assert not (tmp_path / "work").exists()
+
+
+def test_no_translation_at_a_time_is_refused(folder: Path, tmp_path: Path) -> None:
+    finished = run_all(folder, "translate.sh", WORK_DIR=str(tmp_path / "work"), JOBS="0")
+    assert (finished.returncode, finished.stderr) == (2, "translate.sh: error: JOBS=0: give at least 1\n")
 
 
 def test_the_commands_to_try_next_work_as_they_are_printed(folder: Path) -> None:

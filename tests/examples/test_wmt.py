@@ -225,7 +225,17 @@ def test_the_paper_has_thirty_directions() -> None:
     assert all(wmt.LANGUAGES[lang].sentences < 1_000_000 for lang in resources["LOW"])
 
 
-@pytest.mark.parametrize(("gpus", "nodes", "freq"), [(1, 1, 32), (8, 1, 4), (8, 4, 1), (8, 8, 1), (3, 1, 11)])
+def test_one_of_the_groups_of_languages_may_be_empty() -> None:
+    few = {"HIGH_RESOURCE": "cs", "LOW_RESOURCE": ""}
+    assert setting("LANGS", **few).strip() == "en,cs"
+    assert setting("LANG_PAIRS", **few).strip() == "cs-en,en-cs"
+    assert "low-resource" not in setting("GROUP_FLAGS", **few)
+    assert "high-resource=cs-*,*-cs" in setting("GROUP_FLAGS", **few)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "freq"), [(0, 1, 32), (1, 1, 32), (8, 1, 4), (8, 4, 1), (8, 8, 1), (3, 1, 11)]
+)
 def test_an_update_has_the_same_number_of_batches_on_any_number_of_gpus(gpus: int, nodes: int, freq: int) -> None:
     assert f"--update-freq {freq} " in setting("MACHINE_FLAGS", GPUS=str(gpus), NODES=str(nodes))
 

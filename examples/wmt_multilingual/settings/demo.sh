@@ -7,7 +7,7 @@
 : "${VOCABULARY_SIZE:=4000}"
 : "${MAX_UPDATE:=2000}"
 : "${WORKERS:=1}"
-: "${JOBS:=2}"
+: "${JOBS:=$((${GPUS:-0} > 2 ? GPUS : 2))}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 
 TEXT_COMMAND=(

@@ -3,10 +3,10 @@
 # The paper's best routing with subnets that are dense is target/target; the plugin's default is ENCODER_ROUTING=source.
 
 : "${WORK_DIR:=$EXAMPLE/out/wmt}"
-: "${DOWNLOAD_DIR:=$WORK_DIR/download}"
+DOWNLOAD_DIR=$(realpath -m "${DOWNLOAD_DIR:-$WORK_DIR/download}")
 # In the order of the paper's table 3: the first eight have more than a million sentence pairs.
-: "${HIGH_RESOURCE:=cs,fr,ru,zh,es,fi,de,et}"
-: "${LOW_RESOURCE:=lv,lt,ro,hi,kk,tr,gu}"
+: "${HIGH_RESOURCE=cs,fr,ru,zh,es,fi,de,et}"
+: "${LOW_RESOURCE=lv,lt,ro,hi,kk,tr,gu}"
 : "${IDENTIFY_LANGUAGES:=}" # a probability, such as 0.5: drop lines that are in another language
 : "${VOCABULARY_SIZE:=64000}"
 : "${VOCABULARY_LINES:=5000000}"
@@ -27,6 +27,7 @@
 : "${MAX_TOKENS:=8192}"
 : "${BEAM:=4}"
 : "${GPUS:=1}"
+((GPUS > 0)) || GPUS=1 # without a GPU, one process, and one translation at a time
 : "${NODES:=1}"
 : "${NODE_RANK:=0}"
 : "${MASTER:=127.0.0.1:29500}"
@@ -36,7 +37,7 @@
 : "${JOBS:=$GPUS}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-LANGS=en,$HIGH_RESOURCE,$LOW_RESOURCE
+LANGS=en${HIGH_RESOURCE:+,$HIGH_RESOURCE}${LOW_RESOURCE:+,$LOW_RESOURCE}
 if [[ -z ${LANG_PAIRS-} ]]; then
     LANG_PAIRS=$(for lang in ${HIGH_RESOURCE//,/ } ${LOW_RESOURCE//,/ }; do echo "$lang-en,en-$lang"; done | paste -sd,)
 fi
@@ -73,21 +74,20 @@ esac
 TRAIN_FLAGS=(
     "${OPTIMIZER_FLAGS[@]}" --lr "$LEARNING_RATE" --lr-scheduler inverse_sqrt --warmup-updates "$WARMUP_UPDATES"
     --max-update "$MAX_UPDATE" ${PRECISION:+"--$PRECISION"} --no-epoch-checkpoints --save-interval-updates "$SAVE_UPDATES"
-    --log-format simple --log-interval 100 --seed 1
+    --keep-interval-updates 1 --log-format simple --log-interval 100 --seed 1
 )
-MACHINE_FLAGS=(--max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --ddp-backend legacy_ddp --num-workers 2
-    --keep-interval-updates "$AVERAGE")
+MACHINE_FLAGS=(--max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --ddp-backend legacy_ddp --num-workers 2)
 LAUNCHER=()
 if ((GPUS * NODES > 1)); then
     LAUNCHER=(taskmoe launch --processes "$GPUS" --nodes "$NODES" --node-rank "$NODE_RANK" --master "$MASTER" --)
 fi
 CHECKPOINT=checkpoint_best.pt
-((AVERAGE == 1)) || CHECKPOINT=averaged.pt
 GENERATE_FLAGS=(--beam "$BEAM" --max-tokens 8192 ${PRECISION:+--fp16})
 CTRANSLATE2_FLAGS=(--beam "$BEAM" --max-tokens 8192)
 # The paper's signature: BLEU+case.mixed+numrefs.1+smooth.exp+tok.intl, and tok.zh into Chinese.
 TOKENIZE=intl
 GROUP_FLAGS=(
     --group "xx-en=*-en" --group "en-xx=en-*"
-    --group "high-resource=$(of_languages "$HIGH_RESOURCE")" --group "low-resource=$(of_languages "$LOW_RESOURCE")"
+    ${HIGH_RESOURCE:+--group "high-resource=$(of_languages "$HIGH_RESOURCE")"}
+    ${LOW_RESOURCE:+--group "low-resource=$(of_languages "$LOW_RESOURCE")"}
 )

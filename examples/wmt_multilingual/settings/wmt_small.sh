@@ -4,8 +4,8 @@
 
 : "${WORK_DIR:=$EXAMPLE/out/wmt_small}"
 # The names are the paper's groups; both are among its small ones, of 610,000 and 206,000 pairs.
-: "${HIGH_RESOURCE:=ro}"
-: "${LOW_RESOURCE:=tr}"
+: "${HIGH_RESOURCE=ro}"
+: "${LOW_RESOURCE=tr}"
 : "${VOCABULARY_SIZE:=16000}"
 : "${EPOCH_SENTENCES:=2000000}"
 : "${ARCH:=taskmoe_transformer}" # 6+6 layers, width 512, 8 experts
