@@ -56,8 +56,8 @@ def task_gates(checkpoint: Path, families: Families) -> dict[str, dict[str, floa
     """For each stack that routes by language or pair: what its gates have learnt, as means over its MoE layers."""
     opened = Checkpoint.open(checkpoint)
     return {
-        name: describe(task_usage(opened, config, layers), families)
-        for name, (config, layers) in moe_stacks(opened).items()
+        name: describe(task_usage(opened, config), families)
+        for name, config in moe_stacks(opened).items()
         if config.by_task
     }
 

@@ -129,19 +129,20 @@ def find_out(path: Path, data: Sequence[Path], subset: str, sentences: int | Non
     low_rank = checkpoint.low_rank
     if not stacks and not low_rank:
         raise TaskMoEError(f"{path}: has no MoE layer; give a checkpoint of a model with experts")
-    has_tasks = [name for name, (config, _) in stacks.items() if config.table is not None]
+    has_tasks = [name for name, config in stacks.items() if config.table is not None]
     if stacks and not has_tasks and not data:
         raise TaskMoEError(
             f"{path}: no stack routes by task, so only data can tell who uses which expert; give --data DATA_BIN"
         )
-    by_data = {name: each for name, each in stacks.items() if data and not each[0].by_task}
-    usages = {name: task_usage(checkpoint, *stacks[name]) for name in has_tasks if name not in by_data}
+    by_data = [name for name, config in stacks.items() if data and not config.by_task]
+    usages = {name: task_usage(checkpoint, stacks[name]) for name in has_tasks if name not in by_data}
     if by_data:
-        usages |= {usage.stack: usage for usage in measured_usage(checkpoint, by_data, data, subset, sentences)}
+        measured = measured_usage(checkpoint, [stacks[name] for name in by_data], data, subset, sentences)
+        usages |= {usage.stack: usage for usage in measured}
     return Report(
         checkpoint=path,
         stacks=[usages[name] for name in stacks if name in usages],
-        left_out={name: config.routing for name, (config, _) in stacks.items() if name not in usages},
+        left_out={name: config.routing for name, config in stacks.items() if name not in usages},
         parameters=Size.of_model(checkpoint.tensors).parameters,
         subnets=subnet_sizes(checkpoint) if low_rank or has_tasks else [],
         low_rank=low_rank,

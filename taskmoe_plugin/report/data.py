@@ -17,7 +17,7 @@ from taskmoe_plugin.subnet.references import References
 
 def measured_usage(
     checkpoint: Checkpoint,
-    stacks: dict[str, tuple[StackConfig, list[int]]],
+    stacks: Sequence[StackConfig],
     data: Sequence[Path],
     subset: str,
     count: int | None,
@@ -26,7 +26,7 @@ def measured_usage(
 
     Args:
         checkpoint: the model.
-        stacks: configurations of the stacks and indices of their MoE layers.
+        stacks: configurations of the stacks.
         data: the directories of the binarised data.
         subset: the set that the sentences are from, e.g. valid.
         count: sentences of each pair, evenly spaced; None: all.
@@ -36,8 +36,8 @@ def measured_usage(
     """
     pairs = checkpoint.pairs
     references = References(checkpoint, data, pairs, subset, count)
-    layers = [layer for stack in stacks for layer in getattr(references.model, stack).moe_layers]
-    places = [(config, index) for config, indices in stacks.values() for index in indices]
+    layers = [layer for config in stacks for layer in getattr(references.model, config.stack).moe_layers]
+    places = [(config, index) for config in stacks for index in config.moe_layers]
     # A pruned layer has not all of its experts, which keep their numbers.
     totals = [torch.zeros(len(pairs), config.experts, 2) for config, _ in places]
     for row, pair in enumerate(pairs):
@@ -48,7 +48,10 @@ def measured_usage(
     by_layer = iter(totals)
     return [
         StackUsage(
-            config, tuple(pairs), {index: Usage.of_counts(next(by_layer), config.top_k) for index in indices}, True
+            config,
+            tuple(pairs),
+            {index: Usage.of_counts(next(by_layer), config.top_k) for index in config.moe_layers},
+            measured=True,
         )
-        for config, indices in stacks.values()
+        for config in stacks
     ]

@@ -50,15 +50,10 @@ def _overlap(weight: Tensor) -> Tensor:
     return torch.minimum(parts.unsqueeze(0), parts.unsqueeze(1)).sum(dim=-1)
 
 
-def moe_stacks(checkpoint: Checkpoint) -> dict[str, tuple[StackConfig, list[int]]]:
-    """The stacks that have MoE layers, with the indices of these."""
-    found = {}
-    for stack in STACKS:
-        config = StackConfig.from_args(checkpoint.args, stack)
-        layers = list(filter(config.is_moe_layer, range(getattr(checkpoint.args, f"{stack}_layers"))))
-        if layers:
-            found[stack] = config, layers
-    return found
+def moe_stacks(checkpoint: Checkpoint) -> dict[str, StackConfig]:
+    """The stacks that have MoE layers."""
+    configs = {stack: StackConfig.from_args(checkpoint.args, stack) for stack in STACKS}
+    return {stack: config for stack, config in configs.items() if config.moe_layers}
 
 
 def _numbered(usage: Usage, held: Sequence[int]) -> Usage:
@@ -68,7 +63,7 @@ def _numbered(usage: Usage, held: Sequence[int]) -> Usage:
     return Usage(weight, load, usage.share)
 
 
-def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -> StackUsage:
+def task_usage(checkpoint: Checkpoint, config: StackConfig) -> StackUsage:
     """The usage of a stack that has tasks.
 
     Where it routes by token among the experts of a task, it is that of tokens which prefer none of these, and all tasks
@@ -77,7 +72,6 @@ def task_usage(checkpoint: Checkpoint, config: StackConfig, layers: list[int]) -
     Args:
         checkpoint: the model.
         config: the stack.
-        layers: indices of its MoE layers.
 
     Raises:
         TaskMoEError: a router's tensors are missing.

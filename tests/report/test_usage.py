@@ -41,8 +41,8 @@ def test_experts_and_weights_of_tasks_are_those_of_the_model(
         corpus, template, tmp_path / "model.pt", *routing_flags(*routings, tmp_path), "--moe-top-k", top_k
     )
     model, checkpoint = load(path, make_task(corpus)), Checkpoint.open(path)
-    for name, (config, layers) in moe_stacks(checkpoint).items():
-        usage, stack = task_usage(checkpoint, config, layers), getattr(model, name)
+    for name, config in moe_stacks(checkpoint).items():
+        usage, stack = task_usage(checkpoint, config), getattr(model, name)
         assert usage.tasks == stack.tasks.table.names
         assert list(usage.layers) == [1]
         with torch.no_grad():
@@ -59,8 +59,8 @@ def test_the_load_of_merged_experts_is_their_share_in_the_networks(
 ) -> None:
     path = write_model(corpus, template, tmp_path / "model.pt", "--moe-combine", "weights")
     checkpoint = Checkpoint.open(path)
-    for config, layers in moe_stacks(checkpoint).values():
-        (usage,) = task_usage(checkpoint, config, layers).layers.values()
+    for config in moe_stacks(checkpoint).values():
+        (usage,) = task_usage(checkpoint, config).layers.values()
         assert usage.load.gt(0).all()
         torch.testing.assert_close(usage.load.sum(dim=1), torch.ones(len(usage.share)))
         torch.testing.assert_close(usage.expert_load, usage.share @ usage.weight)
