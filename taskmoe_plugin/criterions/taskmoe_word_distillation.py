@@ -1,5 +1,7 @@
 """Learning from another model's word distributions besides the references."""
 
+import functools
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -67,8 +69,14 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
         if not 0 <= distill_wt <= 1:
             raise UsageError(f"--distill-wt {distill_wt:g}: give a value from 0 to 1")
         self.distill_wt = distill_wt
-        # In a tuple: a module's parameters would be trained, and saved in every checkpoint.
-        self._teacher = (_load_teacher(distill_from, task),)
+        self.distill_from = distill_from
+
+    @functools.cached_property
+    def teacher(self) -> Any:
+        """The teacher, loaded for the first training batch: who validates need not have it."""
+        # No submodule, whose parameters would be trained, and saved in every checkpoint.
+        with torch.random.fork_rng(devices=[]):
+            return _load_teacher(self.distill_from, self.task)
 
     def _row_losses(self, model: Any, net_output: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
         loss, nll_loss = super()._row_losses(model, net_output, sample)
@@ -82,8 +90,7 @@ class TaskMoEWordDistillationCriterion(TaskMoELabelSmoothedCrossEntropyCriterion
 
     @torch.no_grad()
     def _teacher_probs(self, sample: dict[str, Any], like: Tensor) -> Tensor:
-        (teacher,) = self._teacher
-        teacher.to(like.device)
+        teacher = self.teacher.to(like.device)
         probs: Tensor = teacher.get_normalized_probs(teacher(**sample["net_input"]), log_probs=False)
         if self.ignore_prefix_size > 0:
             probs = probs[:, self.ignore_prefix_size :]
@@ -96,7 +103,8 @@ def _load_teacher(path: str, task: Any) -> Any:
     except LoadError as error:
         raise UsageError(error.of(f"--distill-from {path}")) from error
     try:
-        (teacher,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
+        # A copy: a task keeps what belongs to the model that it has built last.
+        (teacher,), _ = checkpoint_utils.load_model_ensemble([path], task=copy(task))
     except RuntimeError as error:
         raise UsageError(
             f"--distill-from {path}: does not fit this task ({' '.join(str(error).split())[:200]})"

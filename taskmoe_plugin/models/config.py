@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError, raise_all
 from taskmoe_plugin.models.task_table import ROUTINGS, TASK_ROUTINGS
@@ -17,6 +18,34 @@ STACKS = ("encoder", "decoder")
 FORMAT = 2
 # Far beyond what anybody has trained, and not what only a damaged file asks for.
 MAX_EXPERTS = 65_536
+# Of the flags below, where neither the user nor the architecture says otherwise.
+DEFAULTS: Mapping[str, Any] = {
+    "moe_freq": 2,
+    "moe_expert_count": 8,
+    "moe_combine": "outputs",
+    "moe_route_scale": 1.0,
+    "moe_threshold": 0.0,
+    "moe_language_experts": 0,
+    "moe_dense_training": False,
+    "moe_expert_ffn_dim": None,
+    "encoder_moe_routing": "source",
+    "decoder_moe_routing": "target",
+    "moe_task_groups": None,
+    "moe_task_gate": "learned",
+    "moe_task_gate_warmup_updates": 0,
+    "moe_task_gate_warmup_top_k": None,
+    "moe_capacity_factor": 0.0,
+    "moe_eval_capacity_factor": 0.0,
+    "moe_random_token_priority": False,
+    "moe_router_jitter": 0.0,
+    "moe_expert_dropout": None,
+    "moe_expert_bits": None,
+    "moe_expert_grad_scale": 1.0,
+    "moe_expert_lr_scale": 1.0,
+    "moe_expert_parallel": False,
+    "task_low_rank": 0,
+    "task_low_rank_by": "pair",
+}
 
 
 def add_moe_args(parser: ArgumentParser) -> None:
@@ -93,34 +122,7 @@ def add_low_rank_args(parser: ArgumentParser) -> None:
 
 def set_moe_defaults(args: Namespace) -> None:
     """Fill in the flags that neither the user nor the architecture has set."""
-    defaults = {
-        "moe_freq": 2,
-        "moe_expert_count": 8,
-        "moe_combine": "outputs",
-        "moe_route_scale": 1.0,
-        "moe_threshold": 0.0,
-        "moe_language_experts": 0,
-        "moe_dense_training": False,
-        "moe_expert_ffn_dim": None,
-        "encoder_moe_routing": "source",
-        "decoder_moe_routing": "target",
-        "moe_task_groups": None,
-        "moe_task_gate": "learned",
-        "moe_task_gate_warmup_updates": 0,
-        "moe_task_gate_warmup_top_k": None,
-        "moe_capacity_factor": 0.0,
-        "moe_eval_capacity_factor": 0.0,
-        "moe_random_token_priority": False,
-        "moe_router_jitter": 0.0,
-        "moe_expert_dropout": None,
-        "moe_expert_bits": None,
-        "moe_expert_grad_scale": 1.0,
-        "moe_expert_lr_scale": 1.0,
-        "moe_expert_parallel": False,
-        "task_low_rank": 0,
-        "task_low_rank_by": "pair",
-    }
-    for name, value in defaults.items():
+    for name, value in DEFAULTS.items():
         setattr(args, name, getattr(args, name, value))
     for stack in STACKS:
         name = f"{stack}_moe_freq"
@@ -204,6 +206,13 @@ def check_args(args: Namespace) -> None:
     raise_all([line for find in problems for line in find(args)])
 
 
+def _excluded(args: Namespace, name: str, *flags: str, why: str = "is not supported with {}") -> Iterator[str]:
+    """What is wrong where ``name`` is given, as on a command line, beside flags that must then have their defaults."""
+    for flag in flags:
+        if getattr(args, flag) != DEFAULTS[flag]:
+            yield f"{name}: {why.format('--' + flag.replace('_', '-'))}; leave one of them out"
+
+
 def _problems_of_sizes(args: Namespace) -> Iterator[str]:
     experts, k = args.moe_expert_count, args.moe_top_k
     if experts < 1:
@@ -222,6 +231,12 @@ def _problems_of_sizes(args: Namespace) -> Iterator[str]:
         freq = getattr(args, f"{stack}_moe_freq")
         if freq < 0:
             yield f"--{stack}-moe-freq {freq}: give 0 (no MoE layer) or more"
+    layers = {stack: getattr(args, f"{stack}_layers") for stack in STACKS if getattr(args, f"{stack}_moe_freq") > 0}
+    if layers and all(getattr(args, f"{stack}_moe_freq") > count for stack, count in layers.items()):
+        yield (
+            f"--moe-freq {args.moe_freq}: no stack has as many layers, so that none would have experts; give "
+            f"{max(layers.values())} or less, or 0 for a dense model"
+        )
     rank, width = args.task_low_rank, min(getattr(args, f"{stack}_embed_dim") for stack in STACKS)
     if not 0 <= rank < width:
         yield f"--task-low-rank {rank}: give 0 (none) or more, and less than the model's width, which is {width}"
@@ -273,11 +288,7 @@ def _problems_of_warmup(args: Namespace, by_task: bool) -> Iterator[str]:
             f"--moe-task-gate-warmup-top-k {start}: give at least --moe-top-k, which is {args.moe_top_k}, and at most "
             f"--moe-expert-count, which is {args.moe_expert_count}"
         )
-    for flag, default in (
-        ("combine", "outputs"), ("task_gate", "learned"), ("threshold", 0), ("dense_training", False),
-    ):  # fmt: skip
-        if getattr(args, f"moe_{flag}") != default:
-            yield f"{name}: is not supported with --moe-{flag.replace('_', '-')}; leave one of them out"
+    yield from _excluded(args, name, "moe_combine", "moe_task_gate", "moe_threshold", "moe_dense_training")
 
 
 def _problems_of_language_experts(args: Namespace, by_token: bool) -> Iterator[str]:
@@ -313,13 +324,10 @@ def _problems_of_combining(args: Namespace) -> Iterator[str]:
             "--moe-combine weights: every process needs all experts to merge them, so leave out --moe-expert-parallel; "
             "merged experts cost no exchange of tokens"
         )
-    for flag, default in (("task_gate", "learned"), ("router_jitter", 0), ("route_scale", 1)):
-        value = getattr(args, f"moe_{flag}")
-        if value != default:
-            yield (
-                f"--moe-{flag.replace('_', '-')} {value}: is for experts whose outputs are combined; leave it out with "
-                "--moe-combine weights"
-            )
+    yield from _excluded(
+        args, "--moe-combine weights", "moe_task_gate", "moe_router_jitter", "moe_route_scale",
+        why="{} is for experts whose outputs are combined",
+    )  # fmt: skip
 
 
 def _problems_of_threshold(args: Namespace) -> Iterator[str]:
@@ -328,24 +336,17 @@ def _problems_of_threshold(args: Namespace) -> Iterator[str]:
         yield f"{name}: give a value above 0, at most 1"
     if args.moe_top_k < 2:
         yield f"{name}: chooses how many experts up to --moe-top-k, which is {args.moe_top_k}; give at least 2"
-    for flag, default in (
-        ("combine", "outputs"), ("task_gate", "learned"), ("capacity_factor", 0), ("eval_capacity_factor", 0),
-        ("expert_parallel", False),
-    ):  # fmt: skip
-        if getattr(args, f"moe_{flag}") != default:
-            yield f"{name}: is not supported with --moe-{flag.replace('_', '-')}; leave one of them out"
+    yield from _excluded(
+        args, name, "moe_combine", "moe_task_gate", "moe_capacity_factor", "moe_eval_capacity_factor",
+        "moe_expert_parallel",
+    )  # fmt: skip
 
 
 def _problems_of_dense_training(args: Namespace) -> Iterator[str]:
-    for flag, default in (
-        ("combine", "outputs"), ("task_gate", "learned"), ("threshold", 0), ("capacity_factor", 0),
-        ("language_experts", 0),
-    ):  # fmt: skip
-        if getattr(args, f"moe_{flag}") != default:
-            yield (
-                f"--moe-dense-training: every token has all experts, which --moe-{flag.replace('_', '-')} is not for; "
-                "leave one of them out"
-            )
+    yield from _excluded(
+        args, "--moe-dense-training", "moe_combine", "moe_task_gate", "moe_threshold", "moe_capacity_factor",
+        "moe_language_experts", why="every token has all experts, which {} is not for",
+    )  # fmt: skip
 
 
 def _problems_with_fairseq(args: Namespace) -> Iterator[str]:
@@ -355,6 +356,12 @@ def _problems_with_fairseq(args: Namespace) -> Iterator[str]:
         yield "--quant-noise-pq: not supported with MoE layers; leave it out"
     if args.moe_expert_lr_scale != 1:
         yield from _problems_of_lr_scale(args)
+    sharded = getattr(args, "ddp_backend", None) == "fully_sharded"
+    if sharded and not getattr(args, "not_fsdp_flatten_parameters", False):
+        yield from _excluded(
+            args, "--ddp-backend fully_sharded", "moe_expert_lr_scale", "moe_expert_grad_scale",
+            why="without --not-fsdp-flatten-parameters it mixes experts with other weights, which {} tells apart",
+        )  # fmt: skip
     for stack in STACKS:
         if args.task_low_rank and getattr(args, f"{stack}_xformers_att_config", None):
             yield f"--{stack}-xformers-att-config: not supported with --task-low-rank; leave one of them out"

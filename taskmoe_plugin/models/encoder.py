@@ -44,6 +44,7 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
         src_lang_id: Tensor | None = None,
         tgt_lang_id: Tensor | None = None,
         filler: bool = False,
+        target_padding: Tensor | None = None,
     ) -> dict[str, list[Any]]:
         """Encode a batch.
 
@@ -54,6 +55,7 @@ class TaskMoEEncoder(RoutedStack, TransformerEncoderBase):
             token_embeddings: (B, T, C), in place of the embeddings of ``src_tokens``.
             src_lang_id, tgt_lang_id: (B,) int64, the languages of each row, for task routing and low-rank matrices.
             filler: the batch counts for nothing (see ``RoutedStack.route``).
+            target_padding: the decoder's; fairseq's generators give the encoder all of a batch's input.
         """
         routing = self.route(src_tokens.eq(self.padding_idx), src_lang_id, tgt_lang_id, filler)
         with self.routed(routing, self.languages(src_lang_id, tgt_lang_id)) as records:

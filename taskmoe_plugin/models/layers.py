@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from fairseq.modules import FairseqDropout
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -79,6 +80,8 @@ class RoutedLayer(StackLayer):
     def install(self, moe: MoELayer) -> None:
         """Take the MoE layer in; to be called after fairseq's ``__init__``."""
         self.moe = moe
+        # fairseq's, so that --retain-dropout reaches it.
+        moe.experts.dropout_module = FairseqDropout(moe.experts.dropout_module.p, module_name=type(self).__name__)
         self.activation_fn = _nothing
         self.activation_dropout_module = nn.Identity()
 

@@ -98,7 +98,7 @@ class RoutedStack:
         """Route a batch.
 
         In evaluation, where all tokens share a task, its experts are made one network for each layer, which costs what
-        it costs in a dense model.
+        it costs in a dense model, unless they keep their dropout.
 
         Args:
             padding: (B, T) bool, True at padding.
@@ -122,9 +122,10 @@ class RoutedStack:
             return StackRouting([replace(tokens, candidates=each) for each in candidates], None)
         batch = self.tasks(padding, src_lang_id, tgt_lang_id)
         task = batch.only_task
-        if self.training or task is None or self.moe_config.group is not None:
-            return StackRouting(batch.routings(), batch.records())
         experts = [layer.experts for layer in self.moe_layers]
+        drops = self.training or experts[0].dropout_module.apply_during_inference
+        if drops or task is None or self.moe_config.group is not None:
+            return StackRouting(batch.routings(), batch.records())
         if batch.merge:
             networks = [own.merge(weights) for own, weights in zip(experts, batch.gates.shares[:, task])]
         else:

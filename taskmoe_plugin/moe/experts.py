@@ -75,7 +75,7 @@ class Experts(nn.Module):
         super().__init__()
         held = range(count) if held is None else held
         self.activation = activation
-        self.dropout = dropout
+        self.dropout_module: nn.Module = nn.Dropout(dropout)
         self.bits = bits
         size = len(held)
         self.fc1_weight = nn.Parameter(torch.empty(size, ffn_width, width))
@@ -112,7 +112,7 @@ class Experts(nn.Module):
         fc1_weight, fc1_bias, fc2_weight, fc2_bias = self._parts(merging)
         relu = self.activation in (F.relu, torch.relu)
         hidden = grouped_linear(x, fc1_weight, fc1_bias, groups, relu)
-        hidden = F.dropout(hidden if relu else self.activation(hidden), self.dropout, self.training)
+        hidden = self.dropout_module(hidden if relu else self.activation(hidden))
         return grouped_linear(hidden, fc2_weight, fc2_bias, groups)
 
     def _parts(self, merging: Tensor | None) -> list[Tensor]:

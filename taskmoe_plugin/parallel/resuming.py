@@ -49,7 +49,7 @@ class Start:
 def checkpoint_directories(args: Namespace) -> list[Path]:
     """Where a checkpoint that these flags name may be, and so the files of its experts."""
     names = [name for name in (getattr(args, "path", None) or "").split(":") if name]
-    flags = ("restore_file", "finetune_from_model", "continue_once")
+    flags = ("restore_file", "finetune_from_model", "continue_once", "distill_from")
     names += [name for flag in flags if (name := getattr(args, flag, None))]
     places = [Path(name).absolute().parent for name in names]
     if getattr(args, "save_dir", None):

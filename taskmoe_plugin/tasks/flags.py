@@ -73,6 +73,12 @@ def _restore_file(args: Namespace) -> Iterator[str]:
         yield f"--restore-file {path}: no such file; give a checkpoint, or leave the flag out to start anew"
 
 
+def _teacher(args: Namespace) -> Iterator[str]:
+    path = getattr(args, "distill_from", None)
+    if path and not Path(path).is_file():
+        yield f"--distill-from {path}: no such file; give the teacher's checkpoint"
+
+
 def _finetuning(args: Namespace) -> Iterator[str]:
     """What fairseq refuses, with a traceback."""
     path = getattr(args, "finetune_from_model", None)
@@ -115,6 +121,6 @@ def _metric(args: Namespace) -> Iterator[str]:
 
 
 _CHECKS: tuple[Callable[[Namespace], Iterator[str]], ...] = (
-    _not_finite, _languages, _restore_file, _finetuning, _least, _probabilities, _heads, _metric,
+    _not_finite, _languages, _restore_file, _teacher, _finetuning, _least, _probabilities, _heads, _metric,
     check_optimizer,
 )  # fmt: skip

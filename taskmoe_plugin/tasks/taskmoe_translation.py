@@ -122,6 +122,8 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if start is not None:
             take_up_pruning(args, start.args)
         model = super().build_model(args, from_checkpoint)
+        if starting and getattr(args, "store_ema", False):
+            _check_averages(model)
         # It is of this run alone, and would otherwise be in the checkpoint.
         del args.taskmoe_processes
         if not hasattr(model, "check_pair"):
@@ -282,7 +284,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         logging_output.update(counts)
         if self.validation_bleu is not None:
-            logging_output["bleu_statistics"] = self.validation_bleu.count(model, sample, self.pair_index(sample))
+            logging_output["bleu_statistics"] = self.validation_bleu.count(sample, self.pair_index(sample))
             model.wait_for_others()
         return loss, sample_size, logging_output
 
@@ -349,3 +351,12 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             log_bleu(sum(log["bleu_statistics"] for log in logging_outputs), self.lang_pairs)
         if self.validation_usage is not None:
             self.validation_usage.add(logging_outputs)
+
+
+def _check_averages(model: Any) -> None:
+    """fairseq averages all that a checkpoint has of a model, and fails at whole numbers in the first update."""
+    if not all(each.is_floating_point() for each in model.state_dict().values()):
+        raise UsageError(
+            "--store-ema: gates that do not learn have whole numbers, which cannot be averaged; leave it out, or "
+            "--moe-task-gate static"
+        )

@@ -88,6 +88,7 @@ class ValidationBleu:
     def __init__(self, task: Any, model: Any, pairs: int, langtoks: set[int]) -> None:
         args = task.args
         self.task = task
+        self.model = model
         self.pairs = pairs
         self.langtoks = langtoks
         self.remove_bpe = args.eval_bleu_remove_bpe
@@ -105,15 +106,14 @@ class ValidationBleu:
         generation = Namespace(**json.loads(args.eval_bleu_args), keep_inference_langtok=True)
         self.generator = task.build_generator([model], generation)
 
-    def count(self, model: Any, sample: dict[str, Any], pair: Tensor) -> Tensor:
+    def count(self, sample: dict[str, Any], pair: Tensor) -> Tensor:
         """Statistics (pairs, COUNTS) float64.
 
         Args:
-            model: the model.
             sample: a batch of B rows.
             pair: (B,) int64, the direction of each row.
         """
-        hypotheses = self.task.inference_step(self.generator, [model], sample)
+        hypotheses = self.task.inference_step(self.generator, [self.model], sample)
         statistics = torch.zeros(self.pairs, COUNTS, dtype=torch.float64)
         pad = self.task.target_dictionary.pad()
         for row, direction in enumerate(pair.tolist()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 from fairseq import checkpoint_utils
 
 from taskmoe_plugin.criterions import TaskMoELabelSmoothedCrossEntropyCriterion, TaskMoEWordDistillationCriterion
-from taskmoe_plugin.errors import one_line_errors
+from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import build_model
-from tests.helpers.tasks import batches, make_task
+from tests.helpers.tasks import LANGTOKS, batches, make_task, task_flags
 from tests.helpers.training import train
 
 
@@ -84,17 +85,44 @@ def test_a_student_is_trained_through_fairseqs_command(corpus: Corpus, teacher: 
     assert not any("expert" in name for name in names)
 
 
+DISTILLING = ("--criterion", "taskmoe_word_distillation", "--moe-freq", 0, "--max-update", 1)
+
+
+def test_bleu_in_validation_is_the_students(corpus: Corpus, teacher: Path, tmp_path: Path) -> None:
+    chosen = ("--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_a": 0, "max_len_b": 9}', "--lr", 1e-9)
+    found = {}
+    for name, flags in (("plain", ()), ("distilled", ("--distill-from", teacher))):
+        criterion = DISTILLING if flags else DISTILLING[2:]
+        stats = train(corpus, tmp_path / name, *criterion, *flags, *chosen).stats("valid")
+        found[name] = [(each["valid_chrf"], each["valid_en-de_chrf"]) for each in stats]
+    # Neither has learnt anything yet; the teacher has.
+    assert found["distilled"] == found["plain"] != []
+    by_token = ("--encoder-moe-routing", "token", "--decoder-moe-routing", "token")
+    stats = train(corpus, tmp_path / "teacher", *by_token, *chosen, "--finetune-from-model", teacher).stats("valid")
+    assert stats[-1]["valid_chrf"] != found["plain"][-1][0]
+
+
+def test_who_validates_need_not_have_the_teacher(corpus: Corpus, teacher: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.pt"
+    shutil.copy(teacher, gone)
+    train(corpus, tmp_path, *DISTILLING, "--distill-from", gone)
+    gone.unlink()
+    flags = task_flags(corpus, *LANGTOKS, "--path", tmp_path / "checkpoint_last.pt", "--max-tokens", 1000)
+    assert run("validate", *flags, "--log-format", "json").stats("valid")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"distill_wt": 1.5}, "--distill-wt 1.5: give a value from 0 to 1"),
-        ({"distill_from": "nowhere.pt"}, "--distill-from nowhere.pt: no such file"),
+        (("--distill-wt", 1.5), "--distill-wt 1.5: give a value from 0 to 1"),
+        (("--distill-from", "nowhere.pt"), "--distill-from nowhere.pt: no such file"),
     ],
 )
 def test_mistakes_are_one_line(
-    task: Any, teacher: Path, flags: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+    corpus: Corpus, teacher: Path, tmp_path: Path, flags: tuple[Any, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped, one_line_errors():
-        distilling(task, Path(flags.pop("distill_from", teacher)), **flags)
+    with pytest.raises(SystemExit) as stopped:
+        train(corpus, tmp_path / "student", *DISTILLING, "--distill-from", teacher, *flags)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "student" / "checkpoint_last.pt").exists()

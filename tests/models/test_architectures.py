@@ -67,7 +67,7 @@ def test_flags_reach_the_layers(tmp_path, stack: str, routing: str, kind: type) 
     assert router.top_k == 3
     assert getattr(router, "gate", router).jitter == 0.1
     assert layer.experts.fc1_bias.shape == (5, 12)
-    assert layer.experts.dropout == 0.3
+    assert layer.experts.dropout_module.p == 0.3
     capacity = (1.5, 2.0) if routing == "token" else (0.0, 0.0)
     assert (layer.capacity_factor, layer.eval_capacity_factor) == capacity
 
@@ -82,7 +82,7 @@ def test_each_task_level_stack_may_have_a_static_gate() -> None:
 def test_experts_have_the_activation_dropout_unless_told_otherwise() -> None:
     for flags, expected in (({}, 0.0), ({"activation_dropout": 0.2}, 0.2), ({"relu_dropout": 0.1}, 0.1),
                             ({"activation_dropout": 0.2, "moe_expert_dropout": 0.0}, 0.0)):  # fmt: skip
-        assert build_model(**flags).encoder.layers[1].moe.experts.dropout == expected, flags
+        assert build_model(**flags).encoder.layers[1].moe.experts.dropout_module.p == expected, flags
 
 
 def test_experts_start_different_from_each_other() -> None:

@@ -67,11 +67,21 @@ WRONG = [
         "--moe-combine weights: merges the experts of a task, and --encoder-moe-routing token has none; choose source",
     ),
     ({"moe_combine": "weights", "moe_expert_parallel": True}, "leave out --moe-expert-parallel"),
-    ({"moe_combine": "weights", "moe_task_gate": "static"}, "--moe-task-gate static: is for experts whose outputs"),
-    ({"moe_combine": "weights", "moe_router_jitter": 0.1}, "--moe-router-jitter 0.1: is for experts whose outputs"),
-    ({"moe_combine": "weights", "moe_route_scale": 2.0}, "--moe-route-scale 2.0: is for experts whose outputs"),
+    (
+        {"moe_combine": "weights", "moe_task_gate": "static"},
+        "--moe-combine weights: --moe-task-gate is for experts whose",
+    ),
+    ({"moe_combine": "weights", "moe_router_jitter": 0.1}, "--moe-combine weights: --moe-router-jitter is for experts"),
+    ({"moe_combine": "weights", "moe_route_scale": 2.0}, "--moe-combine weights: --moe-route-scale is for experts wh"),
     ({"moe_dense_training": True, "moe_combine": "weights"}, "has all experts, which --moe-combine is not for"),
     ({"moe_dense_training": True, "moe_task_gate": "static"}, "has all experts, which --moe-task-gate is not for"),
+    ({"moe_freq": 3}, "--moe-freq 3: no stack has as many layers, so that none would have experts; give 2 or less"),
+    (
+        {"ddp_backend": "fully_sharded", "moe_expert_lr_scale": 2.0},
+        "--ddp-backend fully_sharded: without --not-fsdp-flatten-parameters it mixes experts with other weights, which "
+        "--moe-expert-lr-scale tells apart",
+    ),
+    ({"ddp_backend": "fully_sharded", "moe_expert_grad_scale": 2.0}, "which --moe-expert-grad-scale tells apart"),
     ({"moe_task_gate_warmup_updates": -1}, "--moe-task-gate-warmup-updates -1: give 0 (none) or more"),
     ({"moe_task_gate_warmup_top_k": 4}, "--moe-task-gate-warmup-top-k 4: there is no warm-up; give --moe-task-gate-w"),
     (

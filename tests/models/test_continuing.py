@@ -83,7 +83,7 @@ def test_other_flags_are_refused_with_both_values(before: dict, after: dict, sai
         ({}, {}),
         ({}, {"moe_expert_ffn_dim": 24}),
         ({}, {"moe_router_jitter": 0.1, "moe_expert_dropout": 0.1, "dropout": 0.3}),
-        ({"moe_freq": 0}, {"moe_freq": 5, "moe_expert_count": 4, "encoder_moe_routing": "pair"}),
+        ({"moe_freq": 0}, {"moe_freq": 0, "moe_expert_count": 4, "encoder_moe_routing": "pair"}),
         (
             {"encoder_moe_routing": "token", "decoder_moe_routing": "token"},
             {"encoder_moe_routing": "token", "decoder_moe_routing": "token", "moe_capacity_factor": 1.0},

@@ -81,7 +81,8 @@ def test_each_row_of_a_mixed_batch_has_what_a_model_with_its_experts_alone_gives
         with torch.no_grad():
             alone = kept(single(**inputs)[0], inputs)
         expected = [logits for logits, row in zip(together, batch) if row.pair == pair]
-        torch.testing.assert_close(alone, expected)
+        # Gates compute in fp32, whatever the model's type.
+        torch.testing.assert_close(alone, expected, atol=1e-6, rtol=1e-6)
     assert not torch.equal(together[0], together[2])
 
 

@@ -60,7 +60,7 @@ def validate(task: Any) -> tuple[dict[str, float], Translations]:
     with metrics.aggregate(new_root=True) as logged:
         # Batch by batch, as it is logged where one process validates, and where fairseq sums several.
         for batch in batches(task, "valid"):
-            log_bleu(scorer.count(None, batch, task.pair_index(batch)), task.lang_pairs)
+            log_bleu(scorer.count(batch, task.pair_index(batch)), task.lang_pairs)
     return logged.get_smoothed_values(), translations
 
 
@@ -115,7 +115,7 @@ def chinese_scores(answers: list[str], *flags: str) -> dict[str, float]:
     target = torch.tensor([[task.target_dictionary.index(text)] for text in CHINESE])
     with metrics.aggregate(new_root=True) as logged:
         scorer = ValidationBleu(task, None, 1, set())
-        log_bleu(scorer.count(None, {"target": target}, torch.zeros(len(CHINESE), dtype=torch.int64)), ["en-zh_CN"])
+        log_bleu(scorer.count({"target": target}, torch.zeros(len(CHINESE), dtype=torch.int64)), ["en-zh_CN"])
     return logged.get_smoothed_values()
 
 
