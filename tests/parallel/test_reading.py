@@ -14,7 +14,7 @@ from taskmoe_plugin.cli.main import main
 from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
 from tests.helpers.tasks import LANGTOKS, task_flags
-from tests.helpers.training import CRITERION, generate, generate_flags
+from tests.helpers.training import CRITERION, generate, generate_flags, train
 from tests.parallel.conftest import Launched
 from tests.parallel.training import stage_directory
 from tests.subnet.helpers import extract
@@ -36,6 +36,12 @@ def test_generate_finds_the_experts_beside_the_checkpoint(corpus: Corpus, launch
     assert len(found) == 21
     assert len({text for _, text in found.values()}) > 1
     assert found == generate(corpus, whole, PAIR).hypotheses
+
+
+def test_a_student_learns_from_it(corpus: Corpus, launched: Launched, tmp_path: Path) -> None:
+    flags = ("--criterion", "taskmoe_word_distillation", "--distill-from", launched.checkpoint, "--moe-freq", 0)
+    train(corpus, tmp_path, *flags, "--max-update", 1, "--disable-validation")
+    assert (tmp_path / "checkpoint_last.pt").exists()
 
 
 def test_an_ensemble_of_spread_and_whole_checkpoints_translates(

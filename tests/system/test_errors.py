@@ -64,6 +64,7 @@ TRAINING = [
     (("--decoder-attention-heads", 3), "--decoder-attention-heads 3: is no divisor of --decoder-embed-dim 16"),
     (("--best-checkpoint-metric", "bleu"), "--best-checkpoint-metric bleu: validation has it with --eval-bleu"),
     (("--criterion", "taskmoe_word_distillation"), "--distill-from: --criterion taskmoe_word_distillation needs"),
+    (("--store-ema", "--moe-task-gate", "static"), "--store-ema: gates that do not learn have whole numbers"),
     (("--lr-scheduler", "polynomial_decay"), "--total-num-update: needs a value with these flags"),
     (("--restore-file", "nowhere.pt"), "--restore-file nowhere.pt: no such file; give a checkpoint"),
 ]

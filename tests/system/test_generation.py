@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from fairseq import checkpoint_utils
 
 from taskmoe_plugin.models import TaskMoETransformerModel
 from tests.helpers.commands import USER_DIR, Output, run
-from tests.helpers.corpus import LINES, Corpus
+from tests.helpers.corpus import LINES, Corpus, binarize
 from tests.helpers.tasks import batches, make_task
-from tests.helpers.training import generate, generate_flags
+from tests.helpers.training import generate, generate_flags, train
 
 KINDS = ("source/target", "pair/group", "sentence/sentence", "token/token")
 
@@ -70,6 +71,35 @@ def test_shards_together_translate_every_sentence(corpus: Corpus, checkpoint: Pa
 def test_translations_hold_no_language_tokens(corpus: Corpus, checkpoint: Path) -> None:
     output = generate(corpus, checkpoint, "en-de")
     assert not [text for _, text in output.hypotheses.values() if "__" in text]
+
+
+def test_padding_symbols_in_references_change_no_translation(corpus: Corpus, checkpoint: Path, tmp_path: Path) -> None:
+    found = []
+    for number, reference in enumerate(("<pad> baen", "baen")):
+        data = Corpus(tmp_path / f"raw{number}", tmp_path / f"bin{number}")
+        data.raw.mkdir()
+        for split in LINES:
+            (data.raw / f"{split}.en-de.en").write_text("ba do\nfi gu ka\n")
+            (data.raw / f"{split}.en-de.de").write_text(f"{reference}\ndoen fien kaen\n")
+        binarize(data, "en-de", corpus.bin / "dict.en.txt")
+        shutil.copy(corpus.bin / "dict.fr.txt", data.bin)
+        found.append(generate(data, checkpoint, "en-de").hypotheses)
+        flags = ("--lang-pairs", "en-de", "--max-update", 1, "--eval-bleu", "--eval-bleu-args", '{"max_len_b": 9}')
+        assert "valid_bleu" in train(data, tmp_path / f"model{number}", *flags).stats("valid")[-1]
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("combine", ["outputs", "weights"])
+def test_retained_dropout_is_that_of_experts_too(corpus: Corpus, tmp_path: Path, combine: str) -> None:
+    flags = ("--dropout", 0, "--moe-expert-dropout", 0.5, "--moe-freq", 1, "--moe-combine", combine)
+    train(corpus, tmp_path, *flags, "--max-update", 1, "--disable-validation", "--no-epoch-checkpoints")
+    path = tmp_path / "checkpoint_last.pt"
+    plain, dropping = (
+        [generate(corpus, path, "en-de", *flags, "--seed", seed).hypotheses for seed in (1, 1, 2)]
+        for flags in ((), ("--retain-dropout",))
+    )
+    assert plain[0] == plain[2]
+    assert dropping[0] == dropping[1] != dropping[2]
 
 
 def test_a_model_and_itself_translate_as_the_model_alone(corpus: Corpus, checkpoint: Path) -> None:
