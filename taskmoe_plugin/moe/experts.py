@@ -36,9 +36,10 @@ class FeedForward:
     fc2_bias: Tensor
     activation: Activation
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map (…, C) to (…, C)."""
-        return F.linear(self.activation(F.linear(x, self.fc1_weight, self.fc1_bias)), self.fc2_weight, self.fc2_bias)
+    def __call__(self, x: Tensor, dropout: Activation | None = None) -> Tensor:
+        """Map (…, C) to (…, C), with dropout after the activation if it is given."""
+        hidden = self.activation(F.linear(x, self.fc1_weight, self.fc1_bias))
+        return F.linear(hidden if dropout is None else dropout(hidden), self.fc2_weight, self.fc2_bias)
 
 
 class Experts(nn.Module):

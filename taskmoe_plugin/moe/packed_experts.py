@@ -29,6 +29,7 @@ class PackedExperts(nn.Module):
     def __init__(self, experts: Experts, packed: Mapping[str, Packed]) -> None:
         super().__init__()
         self.activation = experts.activation
+        self.dropout_module = experts.dropout_module
         self.fc1_bias = experts.fc1_bias
         self.fc2_bias = experts.fc2_bias
         self.weights = nn.ModuleDict({part.split(".")[0]: _PackedMatrices(each) for part, each in packed.items()})
@@ -43,15 +44,16 @@ class PackedExperts(nn.Module):
         for network, end in enumerate(groups.ends.tolist()):
             if end > start:
                 rows = x[start:end]
-                outputs[start:end] = (
-                    self._expert(rows, network) if merging is None else self.merge(merging[network])(rows)
-                )
+                if merging is None:
+                    outputs[start:end] = self._expert(rows, network)
+                else:
+                    outputs[start:end] = self.merge(merging[network])(rows, self.dropout_module)
             start = end
         return outputs
 
     def _expert(self, x: Tensor, expert: int) -> Tensor:
         hidden = self.activation(self.weights["fc1"](x, expert) + self.fc1_bias[expert])
-        return self.weights["fc2"](hidden, expert) + self.fc2_bias[expert]  # type: ignore[no-any-return]
+        return self.weights["fc2"](self.dropout_module(hidden), expert) + self.fc2_bias[expert]  # type: ignore[no-any-return]
 
     def _part(self, part: str, expert: int) -> Tensor:
         name, kind = part.split(".")

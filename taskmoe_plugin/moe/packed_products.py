@@ -12,6 +12,8 @@ from taskmoe_plugin.moe.quantize import Packed, unpack, zero_of
 # What PyTorch's product with 4-bit weights takes: how many of a row's weights share a scale, and multiples of rows.
 GROUPS = (256, 128, 64, 32)
 ROWS = 16
+# That with 8-bit weights reads so many of a row at once, the last ones too.
+COLUMNS = 16
 Product = Callable[[Tensor], Tensor]
 
 
@@ -56,7 +58,7 @@ def _int4(weight: Packed) -> Product | None:
 
 
 def _int8(weight: Packed) -> Product | None:
-    if weight.scale.size(-1) > 1:
+    if weight.scale.size(-1) > 1 or weight.columns % COLUMNS:
         return None
     codes = (weight.codes.short() - int(zero_of(8))).char()
     scale = weight.scale.flatten().bfloat16()

@@ -51,6 +51,19 @@ def test_a_shape_that_pytorch_does_not_take_has_no_product() -> None:
     for bits, shape in ((4, (10, 32)), (4, (16, 30)), (3, (16, 32)), (2, (16, 32))):
         assert packed_product(quantize(torch.randn(shape), bits)) is None
     assert packed_product(quantize(torch.randn(16, 32), 8, 16)) is None
+    # What PyTorch does not refuse, and crashes at.
+    for columns in (24, 40, 20, 33):
+        assert packed_product(quantize(torch.randn(32, columns), 8)) is None
+
+
+def test_dropout_is_that_of_the_experts() -> None:
+    experts, packed = both(4)
+    experts.dropout_module.p = 1.0
+    x, groups = torch.randn(5, WIDTH), Groups.of_counts([2, 3, 0], torch.device("cpu"))
+    merging = torch.eye(EXPERTS)
+    for weights in (None, merging):
+        torch.testing.assert_close(packed.train()(x, groups, weights), experts.fc2_bias[[0, 0, 1, 1, 1]])
+        assert not torch.equal(packed.eval()(x, groups, weights), packed.train()(x, groups, weights))
 
 
 def test_parameters_are_biases_alone_and_memory_is_that_of_the_codes() -> None:

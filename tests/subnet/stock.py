@@ -72,8 +72,8 @@ def stock_generate_flags(data: Path, path: Any, pair: str, *flags: Any) -> list[
     return [str(each) for each in (*common, *fixed, *flags)]
 
 
-def assert_equal(found: Hypotheses, expected: Hypotheses) -> None:
-    """The same hypotheses, and scores within 1e-4."""
+def assert_equal(found: Hypotheses, expected: Hypotheses, tolerance: float = TOLERANCE) -> None:
+    """The same hypotheses, and scores within a tolerance."""
     assert {number: text for number, (_, text) in found.items()} == {n: text for n, (_, text) in expected.items()}
     gap = max(abs(found[number][0] - score) for number, (score, _) in expected.items())
-    assert gap <= TOLERANCE, gap
+    assert gap <= tolerance, gap

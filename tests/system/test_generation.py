@@ -10,6 +10,7 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 
+from taskmoe_plugin.cli.main import main
 from taskmoe_plugin.models import TaskMoETransformerModel
 from tests.helpers.commands import USER_DIR, Output, run
 from tests.helpers.corpus import LINES, Corpus, binarize
@@ -100,6 +101,12 @@ def test_retained_dropout_is_that_of_experts_too(corpus: Corpus, tmp_path: Path,
     )
     assert plain[0] == plain[2]
     assert dropping[0] == dropping[1] != dropping[2]
+    main(["convert", "quantize", str(path), "--bits", "8", "--output", str(tmp_path / "small.pt")])
+    packed = [
+        generate(corpus, tmp_path / "small.pt", "en-de", "--keep-packed", "--retain-dropout", "--seed", seed).hypotheses
+        for seed in (1, 2)
+    ]
+    assert packed[0] != packed[1]
 
 
 def test_a_model_and_itself_translate_as_the_model_alone(corpus: Corpus, checkpoint: Path) -> None:
