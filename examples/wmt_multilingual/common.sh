@@ -25,9 +25,9 @@ LAUNCHER=() MACHINE_FLAGS=()
 source "$1"
 # How many checkpoints to average, further test sets to score, COMET's command, and how many GPUs translate.
 : "${AVERAGE:=1}" "${TEST_SETS:=}" "${COMET:=}" "${GPUS:=0}"
-# Hundreds of lines about deprecations inside fairseq and hydra would hide what a step has to say.
 if ((AVERAGE > 1)); then
     CHECKPOINT=averaged.pt
     MACHINE_FLAGS+=(--keep-interval-updates "$AVERAGE")
 fi
+# Hundreds of lines about deprecations inside fairseq and hydra would hide what a step has to say.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}

@@ -133,8 +133,8 @@ def set_moe_defaults(args: Namespace) -> None:
 
 def settle_task_gates(args: Namespace) -> None:
     """Drop what says how tasks come to their experts in training: for a model that is made of a trained one."""
-    args.moe_task_gate = "learned"
-    args.moe_task_gate_warmup_updates, args.moe_task_gate_warmup_top_k = 0, None
+    for name in ("moe_task_gate", "moe_task_gate_warmup_updates", "moe_task_gate_warmup_top_k"):
+        setattr(args, name, DEFAULTS[name])
 
 
 def remember_languages(args: Namespace, langs: Sequence[str], pairs: Sequence[str]) -> None:
