@@ -92,7 +92,7 @@ def _check(source: Source) -> None:
     args = source.state["cfg"]["model"]
     if getattr(args, "taskmoe_subnet", None):
         raise TaskMoEError(f"{source.path}: is pruned; give the checkpoint that it was made from")
-    if args.moe_task_gate == "static" or getattr(args, "moe_combine", "outputs") != "outputs":
+    if args.moe_task_gate == "static" or args.moe_combine != "outputs":
         raise TaskMoEError(
             f"{source.path}: its gates choose no experts, but have all that they were given; join models that were "
             "trained without --moe-task-gate static and --moe-combine weights"

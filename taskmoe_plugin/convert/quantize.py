@@ -45,7 +45,7 @@ def _quantize(bits: int, group: int | None, dtype: torch.dtype | None, source: S
             model[name] = model[original]
     model[KEY] = {name: packed_entry(_packed(source, name, bits, group, scratch)) for name in weights}
     cfg = source.cfg
-    trained = getattr(cfg["model"], "moe_expert_bits", None)
+    trained = cfg["model"].moe_expert_bits
     if trained is not None and (trained, None) != (bits, group):
         raise UsageError(
             f"--bits {bits}: {source.path} was trained with --moe-expert-bits {trained}; give --bits {trained}, "

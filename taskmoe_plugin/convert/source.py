@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, load
-from taskmoe_plugin.models.config import check_format
+from taskmoe_plugin.models.config import check_format, set_moe_defaults
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.parallel.manifest import KEY, is_stacked
 from taskmoe_plugin.parallel.shards import ExpertShards
@@ -121,3 +121,4 @@ def _check_model(path: Path, args: Namespace) -> None:
         raise TaskMoEError(f"{path}: is a subnet; give the checkpoint that it was extracted from")
     if name == MODEL:
         check_format(args, str(path))
+        set_moe_defaults(args)  # a checkpoint of an earlier version lacks the flags that came after it

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from taskmoe_plugin.criterions.gate_losses import STATISTICS, statistics
 from taskmoe_plugin.errors import raise_all
+from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.moe import GateRecord
-
-STACKS = ("encoder", "decoder")
 
 
 @dataclass

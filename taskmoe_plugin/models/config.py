@@ -268,6 +268,8 @@ def _problems_of_routing(args: Namespace) -> Iterator[str]:
         yield from _problems_of_warmup(args, bool(routings & set(TASK_ROUTINGS)))
     if not 0 <= args.moe_router_jitter < 1:
         yield f"--moe-router-jitter {args.moe_router_jitter}: give a value from 0 up to 1"
+    if args.moe_router_jitter and args.moe_task_gate == "static" and routings <= set(TASK_ROUTINGS):
+        yield f"--moe-router-jitter {args.moe_router_jitter:g}: static gates have no input; leave one of them out"
     if args.moe_expert_dropout is not None and not 0 <= args.moe_expert_dropout < 1:
         yield f"--moe-expert-dropout {args.moe_expert_dropout}: give a value from 0 up to 1"
 

@@ -48,8 +48,8 @@ def _task_table(args: Namespace, by: str, restriction: Restriction | None) -> Ta
 
 
 def _warmup(args: Namespace) -> Warmup | None:
-    updates = getattr(args, "moe_task_gate_warmup_updates", 0)
-    start = getattr(args, "moe_task_gate_warmup_top_k", None) or min(4 * args.moe_top_k, args.moe_expert_count)
+    updates = args.moe_task_gate_warmup_updates
+    start = args.moe_task_gate_warmup_top_k or min(4 * args.moe_top_k, args.moe_expert_count)
     return Warmup(updates, start) if updates else None
 
 
@@ -109,7 +109,8 @@ class StackConfig:
         """The configuration of the ``encoder`` or ``decoder`` stack of a checked model configuration.
 
         Args:
-            args: a model's arguments after ``remember_languages``, or the ``TransformerConfig`` made from them.
+            args: a model's arguments after ``set_moe_defaults`` and ``remember_languages``, or the
+                ``TransformerConfig`` made from them.
             stack: ``encoder`` or ``decoder``.
         """
         routing, freq = getattr(args, f"{stack}_moe_routing"), getattr(args, f"{stack}_moe_freq")
@@ -117,8 +118,7 @@ class StackConfig:
         by_task = routed and routing in TASK_ROUTINGS
         shape = SubnetShape.of(args, stack)
         restriction = shape.restriction if shape else None
-        # Older checkpoints do not have all flags.
-        language_experts = getattr(args, "moe_language_experts", 0) if routed and token else 0
+        language_experts = args.moe_language_experts if routed and token else 0
         expert_dropout = args.moe_expert_dropout
         if expert_dropout is None:
             expert_dropout = args.activation_dropout or getattr(args, "relu_dropout", 0.0) or 0.0
@@ -133,27 +133,23 @@ class StackConfig:
             ffn_dim=args.moe_expert_ffn_dim or getattr(args, f"{stack}_ffn_embed_dim"),
             activation=args.activation_fn,
             expert_dropout=expert_dropout,
-            expert_bits=getattr(args, "moe_expert_bits", None),
-            grad_scale=getattr(args, "moe_expert_grad_scale", 1.0),
-            lr_scale=getattr(args, "moe_expert_lr_scale", 1.0),
+            expert_bits=args.moe_expert_bits,
+            grad_scale=args.moe_expert_grad_scale,
+            lr_scale=args.moe_expert_lr_scale,
             static=(by_task or language_experts > 0) and args.moe_task_gate == "static",
-            merge=by_task and getattr(args, "moe_combine", "outputs") == "weights",
-            choice=Choice(
-                getattr(args, "moe_route_scale", 1.0),
-                getattr(args, "moe_threshold", 0.0),
-                getattr(args, "moe_dense_training", False),
-            ),
+            merge=by_task and args.moe_combine == "weights",
+            choice=Choice(args.moe_route_scale, args.moe_threshold, args.moe_dense_training),
             warmup=_warmup(args) if by_task else None,
             jitter=args.moe_router_jitter,
             capacity_factor=args.moe_capacity_factor if token else 0.0,
             eval_capacity_factor=args.moe_eval_capacity_factor if token else 0.0,
-            random_priority=getattr(args, "moe_random_token_priority", False),
+            random_priority=args.moe_random_token_priority,
             language_experts=language_experts,
             langs=tuple(args.taskmoe_langs.split(",")),
             table=_task_table(args, LANGUAGE[stack] if language_experts else routing, restriction) if routed else None,
             shape=shape,
-            low_rank=getattr(args, "task_low_rank", 0),
-            low_rank_by=getattr(args, "task_low_rank_by", "pair"),
+            low_rank=args.task_low_rank,
+            low_rank_by=args.task_low_rank_by,
             processes=getattr(args, "taskmoe_processes", 1),
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, MissingFile, load
-from taskmoe_plugin.models.config import MAX_EXPERTS, STACKS, check_format
+from taskmoe_plugin.models.config import MAX_EXPERTS, STACKS, check_format, set_moe_defaults
 from taskmoe_plugin.models.loading import check_weights
 from taskmoe_plugin.models.packed_experts import KEY as PACKED
 from taskmoe_plugin.models.packed_experts import PackedParameters
@@ -156,7 +156,7 @@ class Checkpoint:
     @property
     def low_rank(self) -> int:
         """The rank of the low-rank language matrices; 0 if there are none."""
-        return getattr(self.args, "task_low_rank", 0)
+        return self.args.task_low_rank  # type: ignore[no-any-return]
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -173,6 +173,7 @@ class Checkpoint:
         args: Any = cfg.get("model")
         _check_model(path, args)
         check_format(args, f"--path {path}")
+        set_moe_defaults(args)  # a checkpoint of an earlier version lacks the flags that came after it
         pages.disable_readahead(each for each in state["model"].values() if isinstance(each, Tensor))
         tensors = MappedTensors.of_model(path, f"--path {path}", args, state["model"])
         tensors.check(args)

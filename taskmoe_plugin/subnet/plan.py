@@ -127,7 +127,7 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
     Raises:
         TaskMoEError: the model does not translate a pair, or has nothing that could be left out.
     """
-    bits = getattr(checkpoint.args, "moe_expert_bits", None)
+    bits = checkpoint.args.moe_expert_bits
     if bits is not None:
         raise TaskMoEError(
             f"--path {checkpoint.path}: was trained with --moe-expert-bits {bits}, and its weights are not rounded; "

@@ -10,8 +10,8 @@ from typing import Any
 
 from taskmoe_plugin.errors import raise_all
 from taskmoe_plugin.optim.flags import check_optimizer
+from taskmoe_plugin.parallel.resuming import LAST
 
-LAST = "checkpoint_last.pt"
 # What fairseq fails at with a traceback, some of it after hours.
 LEAST = {"beam": 1, "max_tokens": 1, "max_tokens_valid": 1, "num_workers": 0, "warmup_updates": 0}
 PROBABILITIES = (

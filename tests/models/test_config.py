@@ -57,6 +57,7 @@ WRONG = [
     ({"moe_threshold": 0.5, "moe_task_gate": "static"}, "--moe-threshold 0.5: is not supported with --moe-task-gate"),
     ({"moe_router_jitter": 1.0}, "--moe-router-jitter 1.0: give a value from 0"),
     ({"moe_router_jitter": -0.1}, "--moe-router-jitter -0.1: give a value from 0"),
+    ({"moe_router_jitter": 0.1, "moe_task_gate": "static"}, "--moe-router-jitter 0.1: static gates have no input"),
     (
         {"moe_top_k": 9, "moe_router_jitter": 2.0, "quant_noise_pq": 0.1},
         "--moe-top-k 9: give between 1 and --moe-expert-count, which is 8; also: --moe-router-jitter 2.0: give a value "
