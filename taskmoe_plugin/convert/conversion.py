@@ -65,7 +65,7 @@ def run_conversion(path: Path, output: Path, force: bool, conversion: Conversion
             lines.append(_line(output, source, converted, made))
             return _state(source, converted)
 
-        save_mapped(make, output, bar.update)
+        save_mapped(make, output, force, bar.update)
     return lines[0]
 
 

@@ -16,6 +16,7 @@ from taskmoe_plugin.models.packed_experts import KEY, packed_entry
 from taskmoe_plugin.moe.quantize import Packed, quantize
 from taskmoe_plugin.parallel.manifest import is_stacked
 from taskmoe_plugin.subnet.scratch import Scratch
+from taskmoe_plugin.subnet.weights import rounded
 
 
 def quantize_experts(bits: int, group: int | None, dtype: torch.dtype | None) -> Conversion:
@@ -64,7 +65,7 @@ def _rest(source: Source, name: str, dtype: torch.dtype | None, scratch: Scratch
     tensor = source.kept(name, scratch)
     if dtype is None or is_gate or not tensor.is_floating_point():
         return tensor
-    return source.tensors.tensor(name).to(dtype)
+    return rounded(source.tensors.tensor(name), name, dtype)
 
 
 def _packed(source: Source, name: str, bits: int, group: int | None, scratch: Scratch) -> Packed:

@@ -16,10 +16,10 @@ from torch import Tensor
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, load
 from taskmoe_plugin.models.config import check_format, set_moe_defaults
+from taskmoe_plugin.models.loading import reading_flags
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.parallel.manifest import KEY, is_stacked
 from taskmoe_plugin.parallel.shards import ExpertShards
-from taskmoe_plugin.subnet import pages
 from taskmoe_plugin.subnet.checkpoint import MODEL, MappedTensors
 from taskmoe_plugin.subnet.scratch import Scratch
 
@@ -56,11 +56,12 @@ class Source:
             raise TaskMoEError(f"{path}: no checkpoint of fairseq; give a checkpoint_*.pt that training wrote")
         state = {**state, "cfg": _cfg(path, state), "args": None}
         args = state["cfg"]["model"]
-        _check_model(path, args)
-        pages.disable_readahead(each for each in state["model"].values() if isinstance(each, Tensor))
+        with reading_flags(str(path)):
+            _check_model(path, args)
         if KEY in state["model"]:
             ExpertShards(state["model"][KEY], [path.absolute().parent], str(path)).check_complete()
         tensors = MappedTensors.of_model(path, str(path), args, state["model"])
+        tensors.read_alone()
         tensors.check(args)
         return cls(path, state, tensors)
 

@@ -6,6 +6,7 @@ was killed has left is removed by the next one that writes to the same place.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
@@ -20,19 +21,20 @@ from typing import Any
 import torch
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.files.exchanging import exchange
+from taskmoe_plugin.files.renaming import exchange, rename_new
 
 _NAME = 50  # characters of the name in the temporary one, which must not become too long
 _TOKEN = 8  # characters
 
 
 @contextmanager
-def new_file(path: Path, name: str) -> Iterator[Path]:
+def new_file(path: Path, name: str, replace: bool = True) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place when the block ends well, else vanishes.
 
     Args:
-        path: the file; replaced if there is one.
+        path: the file.
         name: what to call it in an error, a path or a flag and its value.
+        replace: whether it takes the place of one that is there by then.
 
     Raises:
         TaskMoEError: it cannot be written.
@@ -40,19 +42,23 @@ def new_file(path: Path, name: str) -> Iterator[Path]:
     with _reporting(name), _temporary(path, directory=False) as temporary:
         yield temporary
         _sync(temporary)
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            _rename_new(temporary, path, name)
 
 
 @contextmanager
-def new_directory(path: Path, name: str) -> Iterator[Path]:
+def new_directory(path: Path, name: str, replace: bool = True) -> Iterator[Path]:
     """A temporary directory beside ``path`` that takes its place when the block ends well, else vanishes.
 
     A directory that was there is removed after the exchange; of a link to one, the link alone. Where the file system
     cannot exchange two names in one step, it is kept under another name, and a line on standard error says so.
 
     Args:
-        path: the directory; replaced if there is one.
+        path: the directory.
         name: what to call it in an error, a path or a flag and its value.
+        replace: whether it takes the place of one that is there by then, and not empty.
 
     Raises:
         TaskMoEError: it cannot be written.
@@ -61,7 +67,9 @@ def new_directory(path: Path, name: str) -> Iterator[Path]:
         yield temporary
         for file in filter(Path.is_file, temporary.rglob("*")):
             _sync(file)
-        if not path.exists():
+        if not replace:
+            _rename_new(temporary, path, name)
+        elif not path.exists():
             temporary.rename(path)
         elif not exchange(temporary, path):
             _keep_both(temporary, path)
@@ -211,6 +219,22 @@ def _remove(path: Path) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _rename_new(temporary: Path, path: Path, name: str) -> None:
+    """Rename where nothing is, or an empty directory, in one step: another process may write to the same place."""
+    try:
+        if path.is_symlink() and path.is_dir() and not any(path.iterdir()):
+            path.unlink()
+        # Onto a directory that has something in it the system renames none, but it would replace a file.
+        if temporary.is_dir() or not rename_new(temporary, path):
+            temporary.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise TaskMoEError(
+            f"{name}: another process has written it in the meantime; give --force to replace it, or another place"
+        ) from error
 
 
 def _keep_both(temporary: Path, path: Path) -> None:

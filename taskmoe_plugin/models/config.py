@@ -17,7 +17,7 @@ STACKS = ("encoder", "decoder")
 # Of what a checkpoint's tensors are called and shaped like. 2: the experts of a layer are stacked.
 FORMAT = 2
 # Far beyond what anybody has trained, and not what only a damaged file asks for.
-MAX_EXPERTS = 65_536
+MAX_EXPERTS, MAX_LAYERS = 65_536, 1_000
 # Of the flags below, where neither the user nor the architecture says otherwise.
 DEFAULTS: Mapping[str, Any] = {
     "moe_freq": 2,
@@ -228,7 +228,9 @@ def _problems_of_sizes(args: Namespace) -> Iterator[str]:
     if args.moe_expert_ffn_dim is not None and args.moe_expert_ffn_dim < 1:
         yield f"--moe-expert-ffn-dim {args.moe_expert_ffn_dim}: give at least 1"
     for stack in STACKS:
-        freq = getattr(args, f"{stack}_moe_freq")
+        freq, count = getattr(args, f"{stack}_moe_freq"), getattr(args, f"{stack}_layers")
+        if count > MAX_LAYERS:
+            yield f"--{stack}-layers {count}: give at most {MAX_LAYERS}"
         if freq < 0:
             yield f"--{stack}-moe-freq {freq}: give 0 (no MoE layer) or more"
     layers = {stack: getattr(args, f"{stack}_layers") for stack in STACKS if getattr(args, f"{stack}_moe_freq") > 0}

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
-from taskmoe_plugin.errors import TaskMoEError, UsageError, raise_all
+from taskmoe_plugin.errors import UsageError, raise_all
 from taskmoe_plugin.models.config import STACKS, check_format, set_moe_defaults
+from taskmoe_plugin.models.loading import reading_flags
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 
@@ -58,14 +59,12 @@ def check_continues(
     if SubnetShape.is_subnet(trained):
         raise UsageError(f"{name}: is a subnet, without most of the experts; give the checkpoint it was extracted from")
     check_format(trained, name)
-    try:
+    with reading_flags(name):
         # Older checkpoints do not have all flags.
         trained = Namespace(**vars(trained))
         set_moe_defaults(trained)
         stacks = [(StackConfig.from_args(args, stack), StackConfig.from_args(trained, stack)) for stack in STACKS]
         trained_langs = trained.taskmoe_langs
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TaskMoEError(f"{name}: its flags are damaged ({error}); copy it again") from error
     check_languages(args.taskmoe_langs, trained_langs, name)
     if finetuned:
         # Of a dense stack experts are made, which cannot take over low-rank matrices.

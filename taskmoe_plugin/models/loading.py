@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -15,7 +16,24 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.errors import TaskMoEError, UsageError
+
+
+@contextmanager
+def reading_flags(name: str) -> Iterator[None]:
+    """Within the context, what the flags in a checkpoint make fail is an error of that checkpoint.
+
+    Args:
+        name: what to call it.
+
+    Raises:
+        TaskMoEError: its flags are damaged.
+    """
+    try:
+        yield
+    except (UsageError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        problem = shorten(str(error) or type(error).__name__, 200, placeholder="…")
+        raise TaskMoEError(f"{name}: its flags are damaged ({problem}); copy it again") from error
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
@@ -118,9 +136,11 @@ def check_weights(args: Namespace, weights: Mapping[str, Tensor], name: str) -> 
         name: what to call the checkpoint that they are from.
 
     Raises:
-        TaskMoEError: one is missing, has another shape, or belongs to nothing.
+        TaskMoEError: one is missing, has another shape, or belongs to nothing, or the arguments are damaged.
     """
-    model = meta_model(args, dictionary_sizes(weights, name))
+    sizes = dictionary_sizes(weights, name)
+    with reading_flags(name):
+        model = meta_model(args, sizes)
     with warnings.catch_warnings():
         # That copying to the meta device does nothing.
         warnings.simplefilter("ignore", UserWarning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from torch import Tensor
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, MissingFile, load
 from taskmoe_plugin.models.config import MAX_EXPERTS, STACKS, check_format, set_moe_defaults
-from taskmoe_plugin.models.loading import check_weights
+from taskmoe_plugin.models.loading import check_weights, reading_flags
 from taskmoe_plugin.models.packed_experts import KEY as PACKED
 from taskmoe_plugin.models.packed_experts import PackedParameters
 from taskmoe_plugin.models.subnet_shape import SubnetShape
+from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.parallel.manifest import KEY
 from taskmoe_plugin.parallel.shards import ExpertShards
 from taskmoe_plugin.subnet import pages
@@ -60,10 +61,17 @@ class MappedTensors:
         Raises:
             TaskMoEError: that is damaged.
         """
-        own = {name: value for name, value in model.items() if isinstance(value, Tensor)}
+        own = {each: value for each, value in model.items() if isinstance(value, Tensor)}
+        for each, value in own.items():
+            if value.layout != torch.strided:
+                raise TaskMoEError(f"{name}: the tensor {each} is sparse; give a checkpoint that training wrote")
         manifest = model.get(KEY)
         shards = ExpertShards(manifest, [path.absolute().parent], name) if manifest else None
         return cls(name, own, tied_names(args), shards or PackedParameters(model.get(PACKED, {}), name))
+
+    def read_alone(self) -> None:
+        """Have reading one tensor not read what lies next to it in the file that they are all in."""
+        pages.disable_readahead(self._tensors.values())
 
     def names(self) -> list[str]:
         """The names of all tensors."""
@@ -168,16 +176,23 @@ class Checkpoint:
         """
         state = _load(path)
         cfg = state.get("cfg") if isinstance(state, dict) else None
-        if not isinstance(cfg, dict) or "model" not in state or "optimizer_history" not in state:
+        if (
+            not isinstance(cfg, dict)
+            or not isinstance(state.get("model"), dict)
+            or not {"model", "task", "criterion", "common"} <= cfg.keys()
+            or "optimizer_history" not in state
+        ):
             raise TaskMoEError(f"--path {path}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
-        args: Any = cfg.get("model")
-        _check_model(path, args)
-        check_format(args, f"--path {path}")
-        set_moe_defaults(args)  # a checkpoint of an earlier version lacks the flags that came after it
-        pages.disable_readahead(each for each in state["model"].values() if isinstance(each, Tensor))
-        tensors = MappedTensors.of_model(path, f"--path {path}", args, state["model"])
-        tensors.check(args)
-        return cls(path, cfg, state["optimizer_history"], tensors)
+        args, name = cfg["model"], f"--path {path}"
+        with reading_flags(name):
+            _check_model(path, args)
+            check_format(args, name)
+            set_moe_defaults(args)  # a checkpoint of an earlier version lacks the flags that came after it
+            found = cls(path, cfg, state["optimizer_history"], MappedTensors.of_model(path, name, args, state["model"]))
+            _check_codes(name, [*found.langs, *(code for pair in found.pairs for code in split_pair(pair))])
+        found.tensors.read_alone()
+        found.tensors.check(args)
+        return found
 
 
 def _load(path: Path) -> Any:
@@ -202,6 +217,15 @@ def _check_model(path: Path, args: Any) -> None:
             f"--path {path}: its flags say {args.moe_expert_count} experts, which no model has; give a checkpoint that "
             "training wrote"
         )
+
+
+def _check_codes(name: str, codes: Iterable[str]) -> None:
+    """Refuse languages that would lead out of the directory in which files are named after them."""
+    for code in codes:
+        if "/" in code or code.startswith(".") or not code.isprintable():
+            raise TaskMoEError(
+                f"{name}: has a language named {code!r}, which is no code of a language; copy the checkpoint again"
+            )
 
 
 def tied_names(args: Namespace) -> dict[str, str]:

@@ -32,7 +32,7 @@ def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
         TaskMoEError: a file is missing or broken, or has all experts already, or the new one cannot be written.
     """
     check_free(output, force)
-    save_mapped(lambda scratch: _assemble(path, optimizer, scratch), output)
+    save_mapped(lambda scratch: _assemble(path, optimizer, scratch), output, force)
 
 
 def _assemble(path: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 from ctranslate2.specs.model_spec import PyTorchVariable, Variable
 from torch import Tensor
 
+from taskmoe_plugin.subnet.weights import rounded
+
 
 class ReadWhenNeeded(Variable):  # type: ignore[misc]
     """A float32 variable that is made anew each time CTranslate2 looks at its values.
@@ -44,7 +46,7 @@ class ReadWhenNeeded(Variable):  # type: ignore[misc]
         return np.ascontiguousarray(self.numpy())
 
     def _to(self, dtype: str) -> Variable:
-        return PyTorchVariable(self._make().to(getattr(torch, dtype)))
+        return PyTorchVariable(rounded(self._make(), f"--quantization {dtype}", getattr(torch, dtype)))
 
     def _equal(self, other: Variable) -> bool:
         return self is other

@@ -178,7 +178,7 @@ class _Extraction:
     def run(self) -> Row:
         start = time.monotonic()
         check_free(self.job.directory, self.options.force)
-        with new_directory(self.job.directory, str(self.job.directory)) as directory:
+        with new_directory(self.job.directory, str(self.job.directory), self.options.force) as directory:
             vocabularies, rows = self._vocabulary()
             pieces = self._pieces(vocabularies)
             dims = {name: ffn_dims(self.checkpoint.tensors, stack) for name, stack in self.job.plan.stacks.items()}

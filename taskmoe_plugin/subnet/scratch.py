@@ -82,24 +82,29 @@ class Scratch:
         return self.cat((part.unsqueeze(0) for part in parts), count)
 
     def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        name = str(self._directory / str(len(self.mapped)))
-        tensor = torch.from_file(name, shared=True, size=shape.numel(), dtype=dtype).view(shape)
+        path = self._directory / str(len(self.mapped))
+        if size := shape.numel() * dtype.itemsize:
+            with path.open("xb") as file:
+                # Without room for all of it, writing to a mapped page would end this process.
+                os.posix_fallocate(file.fileno(), 0, size)
+        tensor = torch.from_file(str(path), shared=True, size=shape.numel(), dtype=dtype).view(shape)
         self.mapped.append(tensor)
         return tensor
 
 
-def save_mapped(make: Callable[[Scratch], Any], output: Path, advance: Advance = ignore) -> None:
+def save_mapped(make: Callable[[Scratch], Any], output: Path, force: bool, advance: Advance = ignore) -> None:
     """Write a checkpoint whose tensors are mapped; it has a temporary name until it is complete.
 
     Args:
         make: makes what is written.
         output: the file.
+        force: whether it may be replaced.
         advance: told of the bytes that have been made.
 
     Raises:
         TaskMoEError: it cannot be written.
     """
-    with new_file(output, f"--output {output}") as temporary:
+    with new_file(output, f"--output {output}", replace=force) as temporary:
         try:
             with scratch_directory(output) as directory:
                 scratch = Scratch(directory, advance)

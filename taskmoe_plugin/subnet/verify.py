@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class Verifier:
         subnet, exact_beam = _open(directory, self.checkpoint, pair)
         model = FairseqDecoder(self._task(pair), self._full_model(pair), rows)
         beam = None if trimmed else exact_beam
-        agreement = compare(model, subnet, sentences, sentences.within(kept), beam)
+        agreement = compare(pair, model, subnet, sentences, sentences.within(kept), beam)
         _check(pair, agreement, rounded)
         return str(agreement)
 
@@ -152,16 +153,29 @@ def _open(directory: Path, checkpoint: Checkpoint, pair: str) -> tuple[Decoder, 
     return FairseqDecoder(task, build_model(args, task, weights, str(path))), 5
 
 
-def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Sentences, beam: int | None) -> Agreement:
+def compare(
+    name: str, full: Decoder, subnet: Decoder, sentences: Sentences, scored: Sentences, beam: int | None
+) -> Agreement:
     """Translate sentences and score references with both models.
 
     Args:
+        name: the subnet, to name in an error.
         full: the full model.
         subnet: the subnet.
         sentences: what to translate.
         scored: the sentence pairs to score.
         beam: beam size; None: translate nothing.
+
+    Raises:
+        TaskMoEError: a model computes no numbers.
     """
+    expected, reached = (each.score(scored.sources, scored.targets) for each in (full, subnet))
+    for model, own in (("the full model", expected), ("the subnet", reached)):
+        if not all(math.isfinite(score) for each in own for score in each):
+            raise TaskMoEError(
+                f"--verify {name}: {model} gives references scores that are no finite numbers; its weights are "
+                "damaged, or too large for what they are stored as"
+            )
     tied, different = 0, []
     if beam is not None:
         found = [each.translate(sentences.sources, beam) for each in (full, subnet)]
@@ -174,7 +188,6 @@ def compare(full: Decoder, subnet: Decoder, sentences: Sentences, scored: Senten
                 tied += 1
             else:
                 different.append((row, " ".join(one), " ".join(other)))
-    expected, reached = (each.score(scored.sources, scored.targets) for each in (full, subnet))
     gaps = [abs(a - b) for one, other in zip(expected, reached) for a, b in zip(one, other, strict=True)]
     translated, left_out = 0 if beam is None else len(sentences), len(sentences) - len(scored)
     largest, mean = max(gaps, default=0.0), sum(gaps) / max(len(gaps), 1)

@@ -18,6 +18,9 @@ from taskmoe_plugin.files.binarised import check_pieces, check_set
 from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
+from taskmoe_plugin.tasks.remembered_flags import fingerprint, trained_fingerprints
+
+TRAINED_ON = "give the DATA_BIN that the model was trained on"
 
 
 @dataclass(frozen=True)
@@ -150,19 +153,26 @@ class DictionaryReader:
         """
         sources, targets = (tuple(dict.fromkeys(side)) for side in zip(*map(split_pair, pairs)))
         both = sorted(set(sources) & set(targets))
-        task = self.checkpoint.cfg["task"]
-        source = self._side("encoder.embed_tokens.weight", task.source_dict, sources)
-        target = self._side("decoder.embed_tokens.weight", task.target_dict, targets)
+        source, target = self._side("encoder", "source", sources), self._side("decoder", "target", targets)
         if both and source.text != target.text:
             raise TaskMoEError(
                 f"--lang-pairs {'+'.join(pairs)}: {both[0]} is on both sides, whose dictionaries differ; extract the "
                 "pairs one by one, with commas between them"
             )
-        return Vocabularies(source, target, bool(both) or self.checkpoint.args.share_all_embeddings, (sources, targets))
+        shared = self.checkpoint.args.share_all_embeddings
+        if shared and source.text != target.text:
+            raise TaskMoEError(
+                f"{self.data[0]}: the dictionaries of {sources[0]} and {targets[0]} differ, and the model has one for "
+                f"both; {TRAINED_ON}"
+            )
+        return Vocabularies(source, target, bool(both) or shared, (sources, targets))
 
-    def _side(self, embeddings: str, path: str | None, langs: Sequence[str]) -> Vocabulary:
-        fixed = self.checkpoint.cfg["task"].fixed_dictionary or path
-        files = [Path(fixed)] if fixed else [self.data[0] / f"dict.{lang}.txt" for lang in langs]
+    def _side(self, stack: str, side: str, langs: Sequence[str]) -> Vocabulary:
+        task = self.checkpoint.cfg["task"]
+        fixed = task.fixed_dictionary or getattr(task, f"{side}_dict")
+        # One that was named in training may have moved since.
+        known = fixed and Path(fixed).is_file()
+        files = [Path(fixed)] if known else [self.data[0] / f"dict.{lang}.txt" for lang in langs]
         texts = [read_dictionary(file) for file in files]
         for file, text in zip(files, texts):
             if text != texts[0]:
@@ -170,12 +180,15 @@ class DictionaryReader:
         if texts[0] not in self._known:
             self._known[texts[0]] = self._parse(texts[0])
         vocabulary = self._known[texts[0]]
-        rows = self.checkpoint.tensors.mapped(embeddings).size(0)
+        rows = self.checkpoint.tensors.mapped(f"{stack}.embed_tokens.weight").size(0)
         if len(vocabulary.symbols) != rows:
             raise TaskMoEError(
                 f"{files[0]}: has {len(vocabulary.symbols)} symbols with the language tokens, the checkpoint's "
-                f"embeddings have {rows}; give the DATA_BIN that the model was trained on"
+                f"embeddings have {rows}; {TRAINED_ON}"
             )
+        found = fingerprint(vocabulary.dictionary)
+        if trained_fingerprints(task).get(side, found) != found:
+            raise TaskMoEError(f"{files[0]}: is not the dictionary that the model was trained with; {TRAINED_ON}")
         return vocabulary
 
     def _parse(self, text: str) -> Vocabulary:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.low_rank import TENSORS
 from taskmoe_plugin.moe.fold import PARTS, fold, pad, part_shapes
 from taskmoe_plugin.moe.low_rank import fold_low_rank
@@ -59,11 +60,31 @@ def build_recipes(
     if dtype is not None:
         # A gate computes in fp32 whatever the model does.
         found = {
-            name: recipe if _is_gate(name) else replace(recipe, make=partial(_rounded, recipe.make, dtype))
+            name: recipe if _is_gate(name) else replace(recipe, make=partial(_rounded, recipe.make, name, dtype))
             for name, recipe in found.items()
         }
     tied = {name: found[original] for name, original in tensors.tied.items() if name in tensors.names()}
     return {**found, **tied}
+
+
+def rounded(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """A tensor in a type of lower precision.
+
+    Args:
+        tensor: the tensor.
+        name: what to call it in an error.
+        dtype: the type.
+
+    Raises:
+        TaskMoEError: some of its values are no finite numbers there.
+    """
+    found = tensor.to(dtype)
+    if not found.isfinite().all():
+        raise TaskMoEError(
+            f"{name}: has weights that are no finite numbers in {str(dtype).removeprefix('torch.')}; leave the model's "
+            "precision, or take bfloat16"
+        )
+    return found
 
 
 def read_weights(recipes: Mapping[str, Recipe], read: Read) -> dict[str, Tensor]:
@@ -180,9 +201,9 @@ def _constant(tensor: Tensor) -> Recipe:
     return Recipe(tensor.shape, lambda read: tensor)
 
 
-def _rounded(make: Callable[[Read], Tensor], dtype: torch.dtype, read: Read) -> Tensor:
+def _rounded(make: Callable[[Read], Tensor], name: str, dtype: torch.dtype, read: Read) -> Tensor:
     tensor = make(read)
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return rounded(tensor, name, dtype) if tensor.is_floating_point() else tensor
 
 
 def _dense_part(stack: StackPlan, layer: int, part: str, width: int | None, read: Read) -> Tensor:

@@ -91,6 +91,16 @@ def remember_flags(task: Any) -> None:
         setattr(args, MEMORY, memory | {"dictionaries": _fingerprints(task)})
 
 
+def fingerprint(dictionary: Dictionary) -> str:
+    """SHA-256, in hexadecimal, of the symbols, language tokens included, in their order."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
+
+
+def trained_fingerprints(args: Namespace) -> Mapping[str, str]:
+    """Of the dictionaries that a model was trained with, by side; empty where they are not known."""
+    return getattr(args, MEMORY, {}).get("dictionaries", {})  # type: ignore[no-any-return]
+
+
 def remember_stock_flags(args: Namespace) -> None:
     """Make the flags of a trained ``translation_multi_simple_epoch`` those of this task, as training remembers them.
 
@@ -188,12 +198,7 @@ def _take_up(args: Namespace, trained: Mapping[str, Any]) -> None:
 
 
 def _fingerprints(task: Any) -> dict[str, str]:
-    return {"source": _fingerprint(task.source_dictionary), "target": _fingerprint(task.target_dictionary)}
-
-
-def _fingerprint(dictionary: Dictionary) -> str:
-    """SHA-256, in hexadecimal, of the symbols, language tokens included, in their order."""
-    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
+    return {"source": fingerprint(task.source_dictionary), "target": fingerprint(task.target_dictionary)}
 
 
 def _check_dictionaries(task: Any, trained: Mapping[str, str]) -> None:

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files import writing
-from taskmoe_plugin.files.exchanging import exchange
+from taskmoe_plugin.files.renaming import exchange
 from taskmoe_plugin.files.writing import new_directory, new_file, new_files, save
 
 
@@ -146,6 +147,35 @@ def test_without_an_exchange_both_are_kept_and_a_line_says_so(tmp_path: Path, mo
     [kept] = tmp_path.glob("x.old-*")
     assert content(tmp_path) == {"x/file": "new", f"{kept.name}/file": "old"}
     assert f"{tmp_path / 'x'}: what was there before is now {kept}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("new", [new_file, new_directory])
+def test_what_another_process_has_written_in_the_meantime_stays(tmp_path: Path, new: Any) -> None:
+    path = tmp_path / "x"
+
+    def write() -> None:
+        with new(path, str(path), replace=False) as temporary:
+            (temporary / "file" if temporary.is_dir() else temporary).write_text("mine")
+            (write_directory if temporary.is_dir() else write_file)(path, "theirs")
+
+    with pytest.raises(TaskMoEError, match="another process has written it in the meantime; give --force"):
+        write()
+    assert list(content(tmp_path).values()) == ["theirs"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_empty_directory_makes_room(tmp_path: Path, linked: bool) -> None:
+    path, empty = tmp_path / "x", tmp_path / "empty"
+    empty.mkdir()
+    if linked:
+        path.symlink_to(empty)
+    else:
+        path.mkdir()
+    with new_directory(path, str(path), replace=False) as temporary:
+        (temporary / "file").write_text("mine")
+    assert content(tmp_path) == {"x/file": "mine"}
+    assert not list(empty.iterdir())
 
 
 def test_a_full_disk_is_what_torch_save_says(tmp_path: Path) -> None:

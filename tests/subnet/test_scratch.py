@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ def test_what_is_in_memory_survives_that_pages_of_files_are_given_back(tmp_path:
         expected.update({"memory": torch.stack(memory), "made": torch.cat(memory), "kept": loaded["kept"].clone()})
         return state
 
-    save_mapped(make, tmp_path / "after.pt")
+    save_mapped(make, tmp_path / "after.pt", force=False)
     found = load(tmp_path / "after.pt")
     assert torch.equal(torch.stack(found["memory"]), expected["memory"])
     assert torch.equal(found["made"], expected["made"])
@@ -49,5 +52,29 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save_mapped(make, tmp_path / "one.pt")
+        save_mapped(make, tmp_path / "one.pt", force=False)
+    assert not list(tmp_path.iterdir())
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import torch
+from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.subnet.scratch import save_mapped
+try:
+    save_mapped(lambda made: made.cat(iter([torch.ones(10_000)]), 10_000), Path(sys.argv[1]), force=False)
+except TaskMoEError as error:
+    print(error)
+"""
+
+
+def test_without_room_for_a_tensor_there_is_a_line(tmp_path: Path) -> None:
+    # As on a full disk, where writing to a page that has no room would end the process without a word.
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WRITE, str(tmp_path / "one.pt")], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)), check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"--output {tmp_path / 'one.pt'}: cannot be written (File too large)")
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from taskmoe_plugin.tasks.remembered_flags import forget_dictionaries
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import generate
 from tests.subnet.helpers import UNSHARED, extract, load, rewrite, write_model
@@ -62,6 +63,7 @@ def test_a_language_that_would_need_two_dictionaries_is_refused(
     (tmp_path / "target.txt").write_text("".join(reversed(lines)))
 
     def give_dictionaries(state: Any) -> None:
+        forget_dictionaries(state["cfg"]["task"])
         state["cfg"]["task"].source_dict = str(corpus.bin / "dict.en.txt")
         state["cfg"]["task"].target_dict = str(tmp_path / "target.txt")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class Fixed:
 
 def found(scores: dict[str, float], beam: int | None, other: list[str]) -> Agreement:
     full = Fixed([["A", "x"], ["B"]], scores)
-    return compare(full, Fixed([other, ["B"]], scores), SENTENCES, SENTENCES, beam)
+    return compare("en-de", full, Fixed([other, ["B"]], scores), SENTENCES, SENTENCES, beam)
 
 
 def test_equal_translations_are_counted() -> None:
@@ -61,14 +62,22 @@ def test_without_a_beam_the_first_piece_that_differs_decides(score: float, ties:
     assert found({"x": score}, 1, ["A"]).tied == ties
 
 
+@pytest.mark.parametrize("score", [math.nan, -math.inf])
+@pytest.mark.parametrize(("full", "subnet", "blamed"), [(1, 0, "the full model"), (0, 1, "the subnet")])
+def test_scores_that_are_no_numbers_are_no_agreement(score: float, full: int, subnet: int, blamed: str) -> None:
+    decoders = [Fixed([["A"], ["B"]], {"B": score} if wrong else {}) for wrong in (full, subnet)]
+    with pytest.raises(TaskMoEError, match=f"--verify en-de: {blamed} gives references scores that are no finite"):
+        compare("en-de", *decoders, SENTENCES, SENTENCES, None)
+
+
 def test_nothing_compared_is_no_agreement() -> None:
-    nothing = compare(Fixed([]), Fixed([]), SENTENCES, Sentences([], []), None)
+    nothing = compare("en-de", Fixed([]), Fixed([]), SENTENCES, Sentences([], []), None)
     with pytest.raises(TaskMoEError, match="--verify en-de: nothing was compared, because all 2 sentences"):
         verify._check("en-de", nothing, rounded=False)
 
 
 def test_sentences_that_were_left_out_are_counted() -> None:
-    some = compare(Fixed([]), Fixed([]), SENTENCES, Sentences([["a"]], [["A"]]), None)
+    some = compare("en-de", Fixed([]), Fixed([]), SENTENCES, Sentences([["a"]], [["A"]]), None)
     assert str(some).endswith("on average (1 more have pieces that were trimmed)")
 
 

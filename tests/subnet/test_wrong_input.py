@@ -19,6 +19,7 @@ from taskmoe_plugin.cli.extract_subnet import main
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.subnet import argos_format
 from taskmoe_plugin.subnet import extract as extraction
+from taskmoe_plugin.tasks.remembered_flags import forget_dictionaries
 from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
 from tests.helpers.tasks import LANGTOKS, task_flags
@@ -123,9 +124,54 @@ def other_architecture(path: Path, target: Path) -> Path:
     return rewrite(path, target, rename)
 
 
+def flags(part: str = "model", **values: Any) -> Any:
+    """Gives a checkpoint's flags other values; None: takes a flag out."""
+
+    def spoil(path: Path, target: Path) -> Path:
+        def change(state: Any) -> None:
+            own = vars(state["cfg"][part])
+            own.update(values)
+            for name in [name for name, value in values.items() if value is None]:
+                del own[name]
+
+        return rewrite(path, target, change)
+
+    spoil.__name__ = f"flags {'-'.join(values)}"
+    return spoil
+
+
+def lacks(part: str) -> Any:
+    def spoil(path: Path, target: Path) -> Path:
+        return rewrite(path, target, lambda state: state["cfg"].pop(part))
+
+    spoil.__name__ = f"lacks {part}"
+    return spoil
+
+
+def no_model(path: Path, target: Path) -> Path:
+    return rewrite(path, target, lambda state: state.update(model=None))
+
+
+def sparse(path: Path, target: Path) -> Path:
+    name = "encoder.layer_norm.weight"
+    return rewrite(path, target, lambda state: state["model"].update({name: state["model"][name].to_sparse()}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
+        (no_model, "not a fairseq checkpoint"),
+        *((lacks(part), "not a fairseq checkpoint") for part in ("task", "criterion", "common")),
+        (sparse, "the tensor encoder.layer_norm.weight is sparse"),
+        (flags(encoder_layers=10**7), "flags are damaged (--encoder-layers 10000000: give at most 1000"),
+        (flags(moe_expert_count="many"), "its flags are damaged ("),
+        (flags(taskmoe_format="two"), "its flags are damaged ("),
+        (flags(taskmoe_langs=None), "its flags are damaged ("),
+        (flags(taskmoe_groups="{", decoder_moe_routing="group"), "its flags are damaged ("),
+        (flags(taskmoe_subnet="{"), "its flags are damaged ("),
+        (flags(taskmoe_langs="en,de,/tmp/x"), "has a language named '/tmp/x', which is no code"),
+        (flags(taskmoe_langs="en,de,.."), "has a language named '..', which is no code"),
+        (flags(taskmoe_lang_pairs="en-../x"), "has a language named '../x', which is no code"),
         (truncated, "truncated: its end is missing; copy it again"),
         (corrupted, "damaged ("),
         (foreign_class, "holds Python objects that safe loading refuses"),
@@ -247,17 +293,55 @@ def not_utf8(corpus: Corpus, data: Path) -> str:
     return f"{path}: cannot be read"
 
 
+def reordered(corpus: Corpus, data: Path) -> str:
+    lines = (corpus.bin / "dict.en.txt").read_text().splitlines(keepends=True)
+    for lang in ("en", "de"):
+        (data / f"dict.{lang}.txt").write_text("".join(reversed(lines)))
+    return f"{data / 'dict.en.txt'}: is not the dictionary that the model was trained with; give the DATA_BIN"
+
+
 def missing(corpus: Corpus, data: Path) -> str:
     return f"{data / 'dict.en.txt'}: no such file; give the DATA_BIN that fairseq-preprocess wrote"
 
 
-@pytest.mark.parametrize("spoil", [shortened, malformed, not_utf8, missing], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("spoil", [shortened, malformed, not_utf8, reordered, missing], ids=lambda each: each.__name__)
 def test_a_dictionary_that_does_not_fit_is_refused(
     corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any
 ) -> None:
     (tmp_path / "data").mkdir()
     expected = spoil(corpus, tmp_path / "data")
     assert expected in error_of(capsys, tmp_path / "out", tmp_path / "data", full, "en-de")
+
+
+def test_what_training_did_not_remember_of_dictionaries_must_be_equal_where_one_is_shared(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rewrite(full, tmp_path / "full.pt", lambda state: forget_dictionaries(state["cfg"]["task"]))
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = (corpus.bin / "dict.en.txt").read_text().splitlines(keepends=True)
+    (data / "dict.en.txt").write_text("".join(lines))
+    (data / "dict.de.txt").write_text("".join(reversed(lines)))
+    line = error_of(capsys, tmp_path / "out", data, path, "en-de")
+    assert f"{data}: the dictionaries of en and de differ, and the model has one for both" in line
+
+
+def test_a_dictionary_that_has_moved_since_training_is_that_of_the_data(
+    corpus: Corpus, full: Path, tmp_path: Path
+) -> None:
+    moved = str(tmp_path / "moved.txt")
+    path = rewrite(full, tmp_path / "full.pt", lambda state: setattr(state["cfg"]["task"], "fixed_dictionary", moved))
+    assert (extract(corpus, path, tmp_path / "out", "en-de") / "model.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "form", [("--half", "fp16"), ("--format", "ctranslate2", "--quantization", "float16")], ids=lambda form: form[-1]
+)
+def test_weights_that_half_precision_cannot_hold_are_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: tuple[str, ...]
+) -> None:
+    path = rewrite(full, tmp_path / "f.pt", lambda state: state["model"]["decoder.layer_norm.weight"].fill_(7e4))
+    assert "no finite numbers in float16" in error_of(capsys, tmp_path / "out", corpus.bin, path, "en-de", *form)
 
 
 def test_data_that_trimming_or_verifying_needs_must_be_there(
