@@ -6,7 +6,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from types import TracebackType
+from typing import TextIO
 
 PROGRAM = "taskmoe"
 USAGE, FAILURE = 2, 1
@@ -51,7 +53,7 @@ def one_line_errors(program: str = PROGRAM) -> Iterator[None]:
         found = _root(error)
         if found is None:
             raise
-        _exit(program, found)
+        _exit(program, found, sys.stderr)
 
 
 def use_one_line_errors(*explain: Callable[[BaseException], TaskMoEError | None]) -> None:
@@ -76,7 +78,8 @@ class _Hook:
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         found = _root(error) or next(filter(None, (explain(error) for explain in self.explain)), None)
         if found is not None:
-            _exit(PROGRAM, found)
+            # torch.distributed has what hooks write in a buffer, of which an exit leaves nothing.
+            _exit(PROGRAM, found, sys.__stderr__ if isinstance(sys.stderr, StringIO) else sys.stderr)
         self.following(kind, error, trace)  # type: ignore[operator]
 
 
@@ -101,6 +104,7 @@ def _of_process(text: str) -> TaskMoEError | None:
     return UsageError(message) if name == UsageError.__name__ else TaskMoEError(message)
 
 
-def _exit(program: str, error: TaskMoEError) -> None:
-    print(f"{program}: error: {error}", file=sys.stderr)
+def _exit(program: str, error: TaskMoEError, stderr: TextIO | None) -> None:
+    if stderr is not None:  # a process whose standard error is closed has none
+        print(f"{program}: error: {error}", file=stderr)
     raise SystemExit(error.exit_code)

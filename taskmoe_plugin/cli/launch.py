@@ -8,7 +8,7 @@ from argparse import REMAINDER, ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from taskmoe_plugin.cli.launched import PARENT
+from taskmoe_plugin.cli.launched import BACKEND, PARENT
 from taskmoe_plugin.errors import TaskMoEError, UsageError
 
 COMMAND = "fairseq-train"
@@ -43,6 +43,7 @@ def run(args: Namespace) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    _check_backend(command)
     # The processes import this package too, wherever this one has found it.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -67,6 +68,16 @@ def run(args: Namespace) -> None:
         ) from error
     except SignalException as error:
         raise TaskMoEError(f"launch: got {error.sigval.name}, and the processes were stopped; {AGAIN}") from error
+
+
+def _check_backend(command: list[str]) -> None:
+    """Raise ``UsageError`` if the user asks for what only GPUs have."""
+    import torch
+
+    given = dict(zip(command, [*command[1:], ""])) | dict(each.split("=", 1) for each in command if "=" in each)
+    backend = given.get("--ddp-backend", BACKEND)
+    if backend != BACKEND and not (torch.cuda.is_available() and "--cpu" not in command):
+        raise UsageError(f"--ddp-backend {backend}: needs GPUs; leave it out, and launch takes {BACKEND}")
 
 
 def _ending(exit_code: int) -> str:

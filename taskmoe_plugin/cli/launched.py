@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import entry_points
 
 PARENT = "TASKMOE_LAUNCHER"  # the variable that has the process id of the launcher
+BACKEND = "legacy_ddp"  # of processes without GPUs
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
@@ -26,7 +27,7 @@ def flags(command: list[str]) -> list[str]:
     ]  # fmt: skip
     if "--cpu" in command or not torch.cuda.is_available():
         # fairseq's other wrappers need GPUs, and so does its default backend.
-        added += ["--cpu", "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+        added += ["--cpu", "--distributed-backend", "gloo", "--ddp-backend", BACKEND]
     return added
 
 

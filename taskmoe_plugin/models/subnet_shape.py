@@ -133,7 +133,7 @@ def take_up_pruning(args: Namespace, trained: Namespace) -> None:
         return
     if getattr(args, "moe_expert_parallel", False):
         raise UsageError(
-            "--moe-expert-parallel: the layers of the pruned model that training goes on from have different numbers "
-            "of experts, which cannot be spread; leave it out"
+            "--moe-expert-parallel: the layers of a pruned model, as training goes on from here, may have different "
+            "numbers of experts, which cannot be spread; leave it out"
         )
     args.taskmoe_subnet = trained.taskmoe_subnet

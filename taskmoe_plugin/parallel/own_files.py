@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, MissingFile, TruncatedFile, is_archive, load
 from taskmoe_plugin.files.locking import visible
 from taskmoe_plugin.parallel.manifest import KEY
 
 Identity = tuple[int, int, int]
+logger = logging.getLogger(__name__)
 
 
 class OwnFiles:
@@ -26,9 +30,17 @@ class OwnFiles:
         self._directory = directory
         # The files of each save, with the checkpoints that name them.
         self._saves: dict[tuple[str, ...], dict[Path, Identity]] = {}
+        self._last: tuple[str, ...] | None = None  # of a save after which fairseq has written no checkpoint yet
+        self._warned = False
 
     def before_save(self) -> None:
-        """Leave to users the files of checkpoints that fairseq has not removed, but that are gone."""
+        """Leave to users the files of checkpoints that fairseq has not removed, but that are gone.
+
+        Those of a save for which it has written no checkpoint are removed.
+        """
+        if self._last is not None:
+            self._remove(self._last)
+            self._last = None
         self._saves = {
             files: checkpoints
             for files, checkpoints in self._saves.items()
@@ -37,20 +49,28 @@ class OwnFiles:
 
     def add(self, files: Sequence[str]) -> None:
         """Add those of a new save, whose checkpoint is yet to be written."""
-        self._saves[tuple(files)] = {}
+        self._last = tuple(files)
+        self._saves[self._last] = {}
 
     def remove_unused(self) -> None:
         """After a save, remove files that no checkpoint needs. Where one cannot be read, nothing is removed."""
+        self._last = None
         try:
             found = list(self._checkpoints())
-        except LoadError:
+        except TaskMoEError as error:
+            if not self._warned:
+                logger.warning(f"{error}, or move it away: until then all files of experts stay, which it may need")
+            self._warned = True
             return
         for files in list(self._saves):
             self._saves[files] = {path: identity for path, identity, named in found if named == files}
             if not self._saves[files]:
-                for file in files:
-                    (self._directory / file).unlink(missing_ok=True)
-                del self._saves[files]
+                self._remove(files)
+
+    def _remove(self, files: tuple[str, ...]) -> None:
+        for file in files:
+            (self._directory / file).unlink(missing_ok=True)
+        del self._saves[files]
 
     def _checkpoints(self) -> Iterator[tuple[Path, Identity, tuple[str, ...]]]:
         """The checkpoints in the directory, whatever they are called, that name files of experts."""
@@ -59,12 +79,20 @@ class OwnFiles:
                 continue
             identity = _identity(path)
             try:
-                files = tuple(load(path)["model"][KEY]["files"])
-            # What is cut short was left by a run that was killed.
-            except (MissingFile, TruncatedFile, KeyError, TypeError):
+                files = _named_files(load(path))
+            except (MissingFile, TruncatedFile):  # what is cut short was left by a run that was killed
                 continue
-            if identity is not None:
+            except LoadError as error:
+                raise TaskMoEError(error.of(path)) from error
+            if files and identity is not None:
                 yield path, identity, files
+
+
+def _named_files(content: Any) -> tuple[str, ...]:
+    """The files of experts that a checkpoint names, if it is one, and names any."""
+    for key in ("model", KEY, "files"):
+        content = content.get(key) if isinstance(content, dict) else None
+    return tuple(content) if isinstance(content, list) else ()
 
 
 def _identity(path: Path) -> Identity | None:

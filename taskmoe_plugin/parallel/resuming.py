@@ -49,8 +49,10 @@ class Start:
 def checkpoint_directories(args: Namespace) -> list[Path]:
     """Where a checkpoint that these flags name may be, and so the files of its experts."""
     names = [name for name in (getattr(args, "path", None) or "").split(":") if name]
-    flags = ("restore_file", "finetune_from_model", "continue_once", "distill_from")
-    names += [name for flag in flags if (name := getattr(args, flag, None))]
+    if getattr(args, "save_dir", None):
+        _, start = _named(args)
+        names += [str(start)] if start else []
+    names += [name for flag in ("finetune_from_model", "distill_from") if (name := getattr(args, flag, None))]
     places = [Path(name).absolute().parent for name in names]
     if getattr(args, "save_dir", None):
         places.append(Path(args.save_dir).absolute())
@@ -88,7 +90,7 @@ def _check(args: Namespace) -> Start | None:
     except MissingFile as error:
         raise UsageError(f"{name}: {error}; give a checkpoint that training wrote") from error
     except TruncatedFile as error:
-        if args.restore_file != LAST or path.name != LAST:
+        if args.restore_file != LAST or path != _last(args):
             raise TaskMoEError(error.of(name)) from error
         state = _replace(path, error, args)
     except LoadError as error:
@@ -103,20 +105,71 @@ def _check(args: Namespace) -> Start | None:
             f"--fp16: {path} has the optimizer state of experts that were spread over processes, which flattened "
             "gradients cannot take up; add --fp16-no-flatten-grads, or --reset-optimizer"
         )
-    return Start(name, trained, _langs(state))
+    _check_ema(args, state, name)
+    found = Start(name, trained, _langs(state))
+    if not (found.is_finetuned or args.reset_dataloader):
+        _warn_of_place(state, name)
+    return found
+
+
+def _check_ema(args: Namespace, state: Any, name: str) -> None:
+    """Refuse to go on with averages that a checkpoint does not have: there fairseq fails."""
+    if not getattr(args, "store_ema", False):
+        return
+    lacking = [] if "ema" in state["extra_state"] else [name]
+    if seed := getattr(args, "ema_seed_model", None):
+        try:
+            lacking += [] if "ema" in load(Path(seed))["extra_state"] else [f"--ema-seed-model {seed}"]
+        except LoadError as error:
+            raise TaskMoEError(error.of(f"--ema-seed-model {seed}")) from error
+        except (KeyError, TypeError):
+            lacking.append(f"--ema-seed-model {seed}")
+    if lacking:
+        raise UsageError(
+            f"--store-ema: {lacking[0]} has no averages of weights, with which fairseq would go on; leave it out, or "
+            "give a checkpoint that was trained with it"
+        )
+
+
+def _warn_of_place(state: Any, name: str) -> None:
+    """Say that in the middle of an epoch another number of processes goes on elsewhere in it."""
+    now, cfg = distributed_utils.get_data_parallel_world_size(), state.get("cfg")
+    part = cfg.get("distributed_training") if isinstance(cfg, dict) else None
+    before = part.get("distributed_world_size") if isinstance(part, dict) else None
+    place = state["extra_state"].get("train_iterator")
+    batches = place.get("iterations_in_epoch", 0) if isinstance(place, dict) else 0
+    if isinstance(before, int) and before != now and batches and distributed_utils.get_global_rank() == 0:
+        logger.warning(
+            f"{name} was saved by {before} processes after {batches} batches of an epoch, and {now} go on: the rest of "
+            "the epoch is not what is left of its text; to begin the epoch anew, give --reset-dataloader"
+        )
 
 
 def _named(args: Namespace) -> tuple[str, Path | None]:
     """The checkpoint that fairseq will load, and what to call it."""
     if args.restore_file != LAST:
-        return f"--restore-file {args.restore_file}", Path(args.restore_file)
-    last = Path(args.save_dir) / LAST
+        return f"--restore-file {args.restore_file}", _with_suffix(Path(args.restore_file), args)
+    last = _last(args)
     if os.path.lexists(last):
         return str(last), last
     for flag in ("continue_once", "finetune_from_model"):
         if path := getattr(args, flag, None):
             return f"--{flag.replace('_', '-')} {path}", Path(path)
     return "", None
+
+
+def _last(args: Namespace) -> Path:
+    """The checkpoint that fairseq leaves at every save."""
+    return _with_suffix(Path(args.save_dir, LAST), args)
+
+
+def _with_suffix(path: Path, args: Namespace) -> Path:
+    """Where fairseq reads or writes a checkpoint with ``--checkpoint-suffix``."""
+    return path.with_name(path.name.replace(".pt", f"{_suffix(args)}.pt"))
+
+
+def _suffix(args: Namespace) -> str:
+    return getattr(args, "checkpoint_suffix", None) or ""
 
 
 def _trained(state: Any, name: str) -> Namespace:
@@ -144,7 +197,8 @@ def _replace(broken: Path, reason: TruncatedFile, args: Namespace) -> Any:
     """Put the newest checkpoint that training wrote in the place of one that is cut short; returns what is in it."""
     found: dict[int, tuple[Path, Any]] = {}
     for path in sorted(broken.parent.iterdir()):
-        name = _WRITTEN.fullmatch(path.name)
+        suffix = f"{_suffix(args)}.pt"
+        name = _WRITTEN.fullmatch(path.name.removesuffix(suffix) + ".pt") if path.name.endswith(suffix) else None
         try:
             state = load(path) if name else None
         except (MissingFile, TruncatedFile):

@@ -93,6 +93,11 @@ class ExpertShards(Mapping[str, Tensor]):
         """W, the processes over which they were spread."""
         return len(self._manifest.files)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold them, process by process."""
+        return list(self._paths(self._directory))
+
     def check_complete(self) -> None:
         """Raise an error that names a file if one of them is not there."""
         for path in self._paths(self._directory):

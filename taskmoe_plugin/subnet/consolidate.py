@@ -32,10 +32,10 @@ def consolidate(path: Path, output: Path, optimizer: bool, force: bool) -> None:
         TaskMoEError: a file is missing or broken, or has all experts already, or the new one cannot be written.
     """
     check_free(output, force)
-    save_mapped(lambda scratch: _assemble(path, optimizer, scratch), output, force)
+    save_mapped(lambda scratch: _assemble(path, output, optimizer, scratch), output, force)
 
 
-def _assemble(path: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:
+def _assemble(path: Path, output: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:
     """The checkpoint with all experts in it, its tensors still on disk."""
     try:
         state = load(path)
@@ -52,6 +52,8 @@ def _assemble(path: Path, optimizer: bool, scratch: Scratch) -> dict[str, Any]:
         )
     shards = ExpertShards(manifest, [path.absolute().parent], str(path))
     shards.check_complete()
+    if output.resolve() in [place.resolve() for place in shards.files]:
+        raise TaskMoEError(f"--output {output}: holds experts of {path}; give another name")
     state["model"].update({name: _weight(shards, name, scratch) for name in shards})
     last = state.get("last_optimizer_state")
     if not optimizer:

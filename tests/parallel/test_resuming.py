@@ -80,7 +80,8 @@ def test_a_last_checkpoint_that_is_cut_short_is_replaced_by_what_it_was_copied_f
 
 def start(directory: Path, **flags: Any) -> Start | None:
     """What training with these flags would start from."""
-    defaults = {"fp16": False, "finetune_from_model": None, "no_save_optimizer_state": False, "reset_optimizer": False}
+    unset = dict.fromkeys(("fp16", "no_save_optimizer_state", "reset_optimizer", "reset_dataloader"), False)
+    defaults = {**unset, "finetune_from_model": None}
     return check_start(Namespace(**{"save_dir": str(directory), "restore_file": LAST, **defaults, **flags}))
 
 
@@ -208,3 +209,55 @@ def test_a_link_that_leads_nowhere_is_no_new_start(tmp_path: Path) -> None:
     (tmp_path / LAST).symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=f"{LAST}: no such file"):
         start(tmp_path)
+
+
+def test_averages_that_a_checkpoint_lacks_are_refused(
+    corpus: Corpus, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in (
+        ("--finetune-from-model", str(saved / LAST)),
+        ("--restore-file", str(saved / LAST), "--reset-optimizer"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            train(corpus, tmp_path, *routing_flags("pair", "token", tmp_path), *SAVING, "--store-ema", *flags)
+        assert exit.value.code == 2
+        assert f"--store-ema: {flags[0]} {saved / LAST} has no averages of weights" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_a_suffix_is_looked_at_as_well(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (*routing_flags("pair", "token", tmp_path), *SAVING, "--checkpoint-suffix", "_a")
+    train(corpus, tmp_path, *flags)
+    last = tmp_path / "checkpoint_last_a.pt"
+    with pytest.raises(SystemExit):
+        train(corpus, tmp_path, *flags, "--max-update", 6, "--moe-top-k", 1)
+    assert f"{last} was trained with --moe-top-k 2" in capsys.readouterr().err
+    shutil.copy(last, tmp_path / "checkpoint_1_4_a.pt")
+    cut(tmp_path, last.name)
+    train(corpus, tmp_path, *flags, "--max-update", 6)
+    assert (tmp_path / f"{last.name}.cut-1").exists()
+
+
+def test_an_epoch_that_has_fewer_batches_now_is_one_line(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = routing_flags("pair", "token", tmp_path)
+    train(corpus, tmp_path, *flags, *SAVING)
+    with pytest.raises(SystemExit) as exit:
+        train(corpus, tmp_path, *flags, *SAVING, "--max-update", 6, "--max-tokens", 100_000)
+    assert exit.value.code == 2
+    assert "give --reset-dataloader to begin the epoch anew" in capsys.readouterr().err
+    train(corpus, tmp_path, *flags, *SAVING, "--max-update", 6, "--max-tokens", 100_000, "--reset-dataloader")
+
+
+def test_in_an_epoch_another_number_of_processes_is_told_of(
+    corpus: Corpus, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = torch.load(saved / LAST, weights_only=True)
+    state["cfg"]["distributed_training"]["distributed_world_size"] = 2
+    (tmp_path / "of two").mkdir()
+    torch.save(state, tmp_path / "of two" / LAST)
+    go_on(corpus, tmp_path / "of two", tmp_path / "of one")
+    assert "was saved by 2 processes after 4 batches of an epoch, and 1 go on" in caplog.text
+    assert "--reset-dataloader" in caplog.text
