@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,10 +94,9 @@ def _check(args: Namespace) -> None:
 
 
 def _sentences(text: str) -> int:
-    count = 0 if text == "all" else int(text)
-    if count < 0 or text == "0":
-        raise ValueError
-    return count
+    if text != "all" and (not text.isdigit() or int(text) < 1):
+        raise ArgumentTypeError(f"{text}: give a number of sentences from 1 up, or all")
+    return 0 if text == "all" else int(text)
 
 
 def _options(args: Namespace) -> Options:

@@ -46,6 +46,10 @@ def run(args: Namespace) -> None:
     from taskmoe_plugin.translate.subnets import find_subnet
     from taskmoe_plugin.translate.translator import Translator
 
+    if sys.stdout is None:
+        raise TaskMoEError("standard output: is closed; leave it open, or redirect it to a file")
+    if sys.stdin is None and not args.files:
+        raise TaskMoEError("standard input: is closed; give files")
     subnet = find_subnet(args.subnet, args.source, args.target)
     translator = Translator(subnet, args.beam_size, args.threads, args.device)
     # Someone who types waits for each line.
@@ -57,7 +61,7 @@ def run(args: Namespace) -> None:
         try:
             for name, stream in streams or [("standard input", sys.stdin.buffer)]:
                 for number, found in enumerate(translator.translate(_lines(name, stream), batch), 1):
-                    print(found.text, flush=number % batch == 0)
+                    print(_one_line(found.text), flush=number % batch == 0)
                     bar.update()
                     if found.too_long:
                         too_long += 1
@@ -69,6 +73,11 @@ def run(args: Namespace) -> None:
             raise SystemExit(BROKEN_PIPE) from None
     if too_long:
         raise TaskMoEError(f"{too_long} of the lines were too long, and have an empty line in their place; split them")
+
+
+def _one_line(text: str) -> str:
+    """A translation without line breaks, which a model can spell in bytes."""
+    return text.replace("\r", " ").replace("\n", " ")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -92,7 +101,8 @@ def _lines(name: str, stream: BinaryIO) -> Iterator[str]:
 
 def _report(name: str, number: int, pieces: int, longest: int) -> None:
     message = f"taskmoe: {name}, line {number}: has {pieces} pieces, the model takes {longest}; not translated"
-    print(message, file=sys.stderr)
+    if sys.stderr is not None:  # print would take standard output in its place
+        print(message, file=sys.stderr)
 
 
 def _progress() -> Any:

@@ -77,6 +77,10 @@ def load(path: Path) -> Any:
     """
     complete = _look(path)
     try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UnreadableFile("has a name that is no UTF-8, which PyTorch cannot open") from None
+    try:
         _check_sums(path)
         with _exact_offsets():
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -122,11 +126,14 @@ def _exact_offsets() -> AbstractContextManager[Any]:
 def _look(path: Path) -> bool:
     """Whether a file has the end of a zip archive, as far as it can be read at all."""
     try:
+        # Others may have no end, or wait for somebody to write to them.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UnreadableFile("is no regular file")
         with path.open("rb") as file:
             start = file.read(len(_ZIP))
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _END_SIZE))
-            end = file.read()
+            end = file.read(_END_SIZE)
     except OSError as error:
         raise _unreadable(error) from error
     if not start.startswith(_ZIP[: max(1, len(start))]) and start:

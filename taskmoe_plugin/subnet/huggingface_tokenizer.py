@@ -17,11 +17,16 @@ SPACE = "▁"
 
 
 def check_supported(pieces: PieceModel) -> None:
-    """Refuse a model that is not of type unigram.
+    """Refuse a model that Hugging Face's tokenizers cannot be.
 
     Raises:
-        TaskMoEError: it is of another type.
+        TaskMoEError: it is not of type unigram, or puts the sign of a blank behind words.
     """
+    if pieces.proto.trainer_spec.treat_whitespace_as_suffix:
+        raise TaskMoEError(
+            "--format huggingface: --sentencepiece-model was trained with --treat_whitespace_as_suffix, which "
+            "tokenizers cannot do; use another --format"
+        )
     if pieces.proto.trainer_spec.model_type != UNIGRAM:
         kind = protocol.TrainerSpec.ModelType.Name(pieces.proto.trainer_spec.model_type)
         raise TaskMoEError(
@@ -49,7 +54,7 @@ def tokenizer(vocabulary: Vocabulary, pieces: PieceModel, source_prefix: Sequenc
         "padding": None,
         "added_tokens": _added_tokens(vocabulary),
         "normalizer": _normalizer(pieces),
-        "pre_tokenizer": _metaspace(pieces),
+        "pre_tokenizer": _metaspace("never"),
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [*prefix, text, end],
@@ -77,7 +82,7 @@ def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
 
 def _scores(vocabulary: Vocabulary, pieces: PieceModel) -> list[list[Any]]:
     own = {piece.piece: piece.score for piece in pieces.proto.pieces if piece.type != Piece.UNUSED}
-    # What SentencePiece does not know is never preferred to what it knows.
+    # What SentencePiece does not know costs more than anything that it knows.
     worst = min(own.values(), default=0.0) - 10
     return [[symbol, own.get(symbol, worst)] for symbol in vocabulary.symbols]
 
@@ -89,19 +94,22 @@ def _normalizer(pieces: PieceModel) -> dict[str, Any] | None:
         charsmap = base64.b64encode(spec.precompiled_charsmap).decode("ascii")
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if spec.remove_extra_whitespaces:
-        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        # Blanks alone: other white space is a piece's, where the normalization leaves it.
+        steps.append({"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if spec.add_dummy_prefix:
+        # The pre-tokenizer puts none before text that begins with one.
+        steps.append({"type": "Prepend", "prepend": SPACE})
     return {"type": "Sequence", "normalizers": steps} if steps else None
 
 
-def _metaspace(pieces: PieceModel) -> dict[str, Any]:
-    scheme = "always" if pieces.proto.normalizer_spec.add_dummy_prefix else "never"
+def _metaspace(scheme: str) -> dict[str, Any]:
     return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
 
 
 def _decoder(pieces: PieceModel) -> dict[str, Any]:
     if not pieces.proto.trainer_spec.byte_fallback:
-        return _metaspace(pieces)
+        return _metaspace("always" if pieces.proto.normalizer_spec.add_dummy_prefix else "never")
     steps: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},

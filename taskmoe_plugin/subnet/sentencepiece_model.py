@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from taskmoe_plugin.errors import TaskMoEError
 
@@ -36,17 +36,25 @@ class PieceModel:
         Raises:
             TaskMoEError: the file is missing or no such model.
         """
-        proto = protocol.ModelProto()
+        proto, content = protocol.ModelProto(), b""
         try:
-            proto.ParseFromString(path.read_bytes())
+            content = path.read_bytes()
+            proto.ParseFromString(content)
         except OSError as error:
-            raise TaskMoEError(f"--sentencepiece-model {path}: cannot be read ({error.strerror})") from None
+            raise TaskMoEError(
+                f"--sentencepiece-model {path}: cannot be read ({error.strerror}); give the .model file of spm_train"
+            ) from None
         except DecodeError:
             proto.Clear()
         if not proto.pieces:
             raise TaskMoEError(
                 f"--sentencepiece-model {path}: no SentencePiece model; give the .model file of spm_train"
             )
+        try:
+            SentencePieceProcessor(model_proto=content)
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())
+            raise TaskMoEError(f"--sentencepiece-model {path}: damaged ({problem}); copy it again") from None
         return cls(proto)
 
     def share_known(self, symbols: Collection[str]) -> float:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq.data import data_utils, indexed_dataset
+from fairseq.data import indexed_dataset
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set
+from taskmoe_plugin.files.binarised import AGAIN, check_pieces
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder, Decoder, FairseqDecoder, build_model, build_task
 from taskmoe_plugin.subnet.fairseq_format import read_model
-from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary
+from taskmoe_plugin.subnet.vocabulary import Vocabularies, Vocabulary, open_set
 
 logger = logging.getLogger(__name__)
 
@@ -282,8 +282,7 @@ def _short_enough(sentences: Sentences, name: str, model: Namespace) -> Sentence
 
 
 def _read(prefix: str, vocabulary: Vocabulary, count: int | None) -> list[list[str]]:
-    check_set(prefix)
-    dataset = data_utils.load_indexed_dataset(prefix, vocabulary.dictionary)
+    dataset = open_set(prefix, vocabulary.dictionary)
     total = len(dataset)
     wanted = total if count is None else min(count, total)
     eos = vocabulary.dictionary.eos()

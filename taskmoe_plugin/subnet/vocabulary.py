@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary, data_utils, indexed_dataset
@@ -14,7 +16,7 @@ from fairseq.data.multilingual.multilingual_utils import augment_dictionary
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.files.binarised import check_pieces, check_set
+from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set
 from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
@@ -205,6 +207,26 @@ def _parse(text: str) -> Dictionary:
     return dictionary
 
 
+def open_set(prefix: str, dictionary: Dictionary) -> Any:
+    """One language's half of a binarised set, a sequence of sentences: (n,) integers.
+
+    Args:
+        prefix: the path of its files without ``.idx`` and ``.bin``.
+        dictionary: what it was binarised with.
+
+    Raises:
+        TaskMoEError: it is missing or damaged.
+    """
+    check_set(prefix)
+    try:
+        dataset = data_utils.load_indexed_dataset(prefix, dictionary)
+    except (AssertionError, ValueError, OSError, struct.error) as error:  # of fairseq's older formats
+        raise TaskMoEError(f"{prefix}.idx: damaged ({error}); {AGAIN}") from error
+    if dataset is None:
+        raise TaskMoEError(f"{prefix}.idx: no such file; {AGAIN}")
+    return dataset
+
+
 def used_symbols(
     data: Sequence[Path], pair: str, vocabularies: Vocabularies, progress: Callable[[Iterable[int]], Iterable[int]]
 ) -> tuple[Tensor, Tensor]:
@@ -223,8 +245,7 @@ def used_symbols(
     for lang, vocabulary in zip(split_pair(pair), (vocabularies.source, vocabularies.target)):
         seen = torch.zeros(len(vocabulary.symbols), dtype=torch.bool)
         for prefix in _train_files(data, pair, lang):
-            check_set(prefix)
-            dataset = data_utils.load_indexed_dataset(prefix, vocabulary.dictionary)
+            dataset = open_set(prefix, vocabulary.dictionary)
             for index in progress(range(len(dataset))):
                 pieces = dataset[index].long()
                 check_pieces(prefix, int(pieces.max()), len(seen))

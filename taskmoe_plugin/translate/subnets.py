@@ -78,11 +78,21 @@ def _read(directory: Path) -> dict[str, Any]:
     path = directory / DESCRIPTION
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskMoEError(f"{path}: cannot be read ({error}); extract the subnet again") from None
-    if not isinstance(content, dict) or "pairs" not in content:
+    pairs = content.get("pairs") if isinstance(content, dict) else None
+    if not pairs or not _are_texts(pairs) or not all(pair.count("-") == 1 for pair in pairs):
         raise TaskMoEError(f"{path}: says nothing of a subnet; extract it again")
-    return content
+    return content  # type: ignore[no-any-return]
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _sides(content: Any) -> list[Any]:
+    """What is said of the source, and of the target; of a damaged description None."""
+    return [content.get(side) if isinstance(content, dict) else None for side in ("source", "target")]
 
 
 def _open(directory: Path, pair: str) -> Subnet:
@@ -92,14 +102,17 @@ def _open(directory: Path, pair: str) -> Subnet:
     pieces = content.get("sentencepiece_model")
     if not isinstance(pieces, str):
         raise TaskMoEError(f"{directory}: has no SentencePiece model; {EXTRACT_AGAIN}")
-    prefix, positions = content["prefixes"][pair], content["max_positions"]
+    prefixes, positions = content.get("prefixes"), _sides(content.get("max_positions"))
+    prefix = _sides(prefixes.get(pair) if isinstance(prefixes, dict) else None)
+    if not all(map(_are_texts, prefix)) or not all(type(each) is int for each in positions):
+        raise TaskMoEError(f"{directory / DESCRIPTION}: is damaged; extract the subnet again")
     source, target = pair.split("-")
     return Subnet(
         directory=directory,
         source=source,
         target=target,
-        source_prefix=tuple(prefix["source"]),
-        target_prefix=tuple(prefix["target"]),
+        source_prefix=tuple(prefix[0]),
+        target_prefix=tuple(prefix[1]),
         pieces=directory / pieces,
-        max_positions=(positions["source"], positions["target"]),
+        max_positions=(positions[0], positions[1]),
     )

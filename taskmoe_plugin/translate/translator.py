@@ -70,7 +70,8 @@ class Translator:
             yield from self._batch(batch)
 
     def _batch(self, lines: Sequence[str]) -> list[Translation]:
-        sources = [self._pieces.encode(line, out_type=str) for line in lines]
+        # fairseq, with which the model was trained, splits text at every blank of Unicode.
+        sources = [" ".join(self._pieces.encode(line, out_type=str)).split() for line in lines]
         rows = [row for row, source in enumerate(sources) if 0 < len(source) <= self.longest]
         texts = dict(zip(rows, self._texts([sources[row] for row in rows])))
         return [

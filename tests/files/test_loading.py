@@ -105,6 +105,20 @@ def test_what_the_system_refuses_comes_with_its_reason(tmp_path: Path) -> None:
         load(tmp_path / ("x" * 5000))
 
 
+def test_what_has_no_end_or_waits_for_a_writer_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.pt")
+    for path in (tmp_path / "x.pt", Path("/dev/zero")):
+        with pytest.raises(UnreadableFile, match="is no regular file"):
+            load(path)
+
+
+def test_a_name_that_pytorch_cannot_open_is_no_damage(path: Path) -> None:
+    renamed = path.with_name(os.fsdecode(b"\xff.pt"))
+    path.rename(renamed)
+    with pytest.raises(UnreadableFile, match="has a name that is no UTF-8"):
+        load(renamed)
+
+
 def test_a_flipped_bit_in_a_flag_is_damage(path: Path) -> None:
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:

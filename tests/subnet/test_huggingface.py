@@ -12,8 +12,12 @@ import sentencepiece
 import torch
 from fairseq.data import Dictionary
 
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.subnet import huggingface_format
 from taskmoe_plugin.subnet.decoders import FairseqDecoder, build_model, build_task
+from taskmoe_plugin.subnet.huggingface_tokenizer import check_supported, tokenizer
+from taskmoe_plugin.subnet.sentencepiece_model import PieceModel
+from taskmoe_plugin.subnet.vocabulary import Vocabulary, _parse
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import train_numbers
 from tests.subnet.helpers import UNSHARED, extract, load
@@ -91,6 +95,48 @@ def answers(
         ]
         question[name] = (str(subnet), lines(numbers, "en"), targets)
     return {name: (full[name], answer) for name, answer in run_peer(SCRIPT, question).items()}
+
+
+def cut(directory: Path, flags: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
+    """Odd text as SentencePiece cuts it, with a model trained with some flags, and as its ``tokenizer.json`` does."""
+    text = ["one dog sees two cats", "three cats see a house", "a house and a key", "twelve keys and one dog"] * 5
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_prefix=str(directory / "p"), hard_vocab_limit=False, minloglevel=2,
+        num_threads=1, **{"vocab_size": 40, **flags},
+    )  # fmt: skip
+    pieces = PieceModel.read(directory / "p.model")
+    check_supported(pieces)
+    own = sentencepiece.SentencePieceProcessor(model_file=str(directory / "p.model"))
+    dictionary = "".join(f"{own.id_to_piece(each)} 1\n" for each in range(3, len(own)))
+    vocabulary = Vocabulary(dictionary, _parse(dictionary), frozenset())
+    odd = ["  a  house ", "", "   ", "\ta key", "\u3000a\u3000", "a\rdog", " \u1680x", "two cats ", "▁a ▁ key"]
+    found = run_peer(
+        "import json, sys\nfrom tokenizers import Tokenizer\ntext, lines = json.load(sys.stdin)\n"
+        "print(json.dumps([Tokenizer.from_str(text).encode(line).ids for line in lines]))",
+        [json.dumps(tokenizer(vocabulary, pieces, [])), odd],
+    )
+    symbols = vocabulary.dictionary
+    expected = [[symbols[symbols.index(each)] for each in [*own.encode(line, out_type=str), "</s>"]] for line in odd]
+    return expected, [[symbols[each] for each in row] for row in found]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {}, {"remove_extra_whitespaces": False}, {"normalization_rule_name": "identity"}, {"add_dummy_prefix": False},
+        {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}, {"byte_fallback": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_white_space_is_cut_as_sentencepiece_was_trained_to(tmp_path: Path, flags: dict[str, Any]) -> None:
+    require("transformers")
+    expected, found = cut(tmp_path, {**flags, "vocab_size": 300} if "byte_fallback" in flags else flags)
+    assert found == expected
+
+
+def test_blanks_behind_words_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskMoEError, match="trained with --treat_whitespace_as_suffix"):
+        cut(tmp_path, {"treat_whitespace_as_suffix": True})
 
 
 @pytest.mark.parametrize("name", MODELS)

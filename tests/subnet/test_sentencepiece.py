@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import sentencepiece
 
 from taskmoe_plugin.cli.extract_subnet import main
+from taskmoe_plugin.subnet.sentencepiece_model import protocol
 from tests.helpers.corpus import Corpus
 from tests.subnet.helpers import UNSHARED, extract, load
 
@@ -70,6 +72,14 @@ def broken(path: Path) -> str:
     return "no SentencePiece model; give the .model file of spm_train"
 
 
+def damaged(path: Path) -> str:
+    proto = protocol.ModelProto()
+    proto.ParseFromString((path.parent / "pieces.model").read_bytes())
+    proto.normalizer_spec.precompiled_charsmap = b"rubbish"
+    path.write_bytes(proto.SerializeToString())
+    return "damaged ("
+
+
 def missing(path: Path) -> str:
     return "cannot be read (No such file or directory)"
 
@@ -83,11 +93,12 @@ def of_other_text(path: Path) -> str:
     return "of the pieces in the dictionaries of"
 
 
-@pytest.mark.parametrize("spoil", [broken, missing, of_other_text], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("spoil", [broken, damaged, missing, of_other_text], ids=lambda each: each.__name__)
 def test_a_wrong_model_is_refused(
     numbers: Corpus, of_numbers: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any
 ) -> None:
     path = tmp_path / "other.model"
+    shutil.copy(numbers.raw / "pieces.model", tmp_path)
     expected = spoil(path)
     with pytest.raises(SystemExit) as stopped:
         extract(numbers, of_numbers(), tmp_path / "out", "en-de", "--sentencepiece-model", path)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 from packaging.requirements import Requirement
 
 import taskmoe_plugin
+from taskmoe_plugin.cli.translate import _one_line
+from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder
+from taskmoe_plugin.translate.subnets import find_subnet
 from tests.helpers.corpus import Corpus
 from tests.subnet.helpers import POSITIONS, extract, load
 
@@ -118,6 +123,33 @@ def test_files_are_translated_one_after_the_other(
     assert "nowhere: cannot be read (No such file or directory)" in error(translate(folder / "en-de", "nowhere"))
 
 
+def test_files_may_follow_flags(folder: Path, lines: list[str], expected: list[str], tmp_path: Path) -> None:
+    for name, line in zip(("one", "two"), lines):
+        (tmp_path / name).write_text(line + "\n")
+    finished = translate(folder, tmp_path / "one", "--source", "en", "--target", "de", tmp_path / "two")
+    assert finished.stdout == "".join(f"{line}\n" for line in expected[:2])
+    assert error(translate(folder, "--target", "de", tmp_path / "one", "--nonsense"), 2).startswith("unrecognized")
+
+
+@pytest.mark.parametrize(("closed", "name"), [(0, "input"), (1, "output")])
+def test_a_stream_that_is_closed_is_named(folder: Path, closed: int, name: str) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", MAIN, str(folder / "en-de")], stderr=subprocess.PIPE, text=True, check=False,
+        preexec_fn=lambda: os.close(closed), env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert error(finished).startswith(f"standard {name}: is closed")
+
+
+def test_what_is_white_space_to_fairseq_is_white_space(folder: Path, lines: list[str], expected: list[str]) -> None:
+    # SentencePiece makes a piece of this one.
+    found = translate(folder / "en-de", stdin="\n".join(f"{line}\u0085" for line in lines[:4]))
+    assert found.stdout.splitlines() == expected[:4]
+
+
+def test_line_breaks_that_a_model_spells_are_blanks() -> None:
+    assert _one_line("one\ntwo\r\nthree") == "one two  three"
+
+
 def test_empty_lines_stay_in_place(folder: Path, lines: list[str], expected: list[str]) -> None:
     finished = translate(folder / "en-de", stdin=f"\n{lines[0]}\n  \n\n{lines[1]}\n")
     assert finished.stdout == f"\n{expected[0]}\n\n\n{expected[1]}\n"
@@ -202,8 +234,26 @@ def test_what_is_no_subnet_to_translate_with_is_refused(
     shutil.copytree(folder / "en-de", broken)
     (broken / "model.bin").write_bytes(b"")
     assert f"{broken}: cannot be loaded" in error(translate(broken))
-    (broken / "subnet.json").write_text("{")
-    assert "subnet.json: cannot be read" in error(translate(broken))
+    for text in ("{", "[" * 100_000):
+        (broken / "subnet.json").write_text(text)
+        assert "subnet.json: cannot be read" in error(translate(broken))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pairs": "en-de"}, {"pairs": [1]}, {"pairs": []}, {"pairs": ["en"]}, {"pairs": None}, {"prefixes": None},
+        {"prefixes": {}}, {"prefixes": {"en-de": []}}, {"prefixes": {"en-de": {"source": [], "target": "__de__"}}},
+        {"prefixes": {"en-de": {"source": [0], "target": []}}}, {"prefixes": {"en-de": {"source": []}}},
+        {"max_positions": 5}, {"max_positions": {"source": 1024}}, {"max_positions": {"source": 9, "target": "9"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_description_that_is_damaged_is_named(folder: Path, tmp_path: Path, values: dict[str, Any]) -> None:
+    content = json.loads((folder / "en-de" / "subnet.json").read_text())
+    (tmp_path / "subnet.json").write_text(json.dumps({**content, **values}))
+    with pytest.raises(TaskMoEError, match=r"extract (it|the subnet) again"):
+        find_subnet(tmp_path, None, None)
 
 
 def test_a_package_that_is_missing_is_named(folder: Path) -> None:
