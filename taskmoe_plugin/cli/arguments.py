@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
+
 from taskmoe_plugin.errors import UsageError
+
+
+def positive(text: str) -> int:
+    """A number from 1 up.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text}: give a number from 1 up")
+    return int(text)
 
 
 def sentences(text: str) -> int | None:

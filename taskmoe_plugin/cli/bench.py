@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from taskmoe_plugin.cli.arguments import positive
+
 
 def add_parser(commands: Any) -> None:
     """Add ``bench`` to the subcommands of ``taskmoe``."""
@@ -34,8 +36,8 @@ def add_parser(commands: Any) -> None:
 
 def _add_common(parser: ArgumentParser, kind: str) -> None:
     add = parser.add_argument
-    add("--repetitions", type=_positive, default=7, metavar="N", help="how often everything is timed")
-    add("--threads", type=_positive, default=1, metavar="N", help="threads of PyTorch and CTranslate2")
+    add("--repetitions", type=positive, default=7, metavar="N", help="how often everything is timed")
+    add("--threads", type=positive, default=1, metavar="N", help="threads of PyTorch and CTranslate2")
     add("--cpu-time", action="store_true",
         help="count the time computed, not the time that passes: for one thread on a machine in use")  # fmt: skip
     add("--output", default=f"bench-{kind}", metavar="PREFIX", help="write PREFIX.json, PREFIX.csv and PREFIX.png")
@@ -44,14 +46,14 @@ def _add_common(parser: ArgumentParser, kind: str) -> None:
 
 def _add_layer(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--tokens", type=_positive, nargs="+", default=[1, 32, 512, 4096], metavar="N", help="tokens in a batch")
-    add("--experts", type=_positive, nargs="+", default=[32], metavar="E", help="experts in the layer")
+    add("--tokens", type=positive, nargs="+", default=[1, 32, 512, 4096], metavar="N", help="tokens in a batch")
+    add("--experts", type=positive, nargs="+", default=[32], metavar="E", help="experts in the layer")
     help_text = "layers one after the other, for all of which tasks are routed once; times are those of one"
-    add("--layers", type=_positive, default=1, metavar="N", help=help_text)
-    add("--top-k", type=_positive, default=2, metavar="K", help="experts per token")
-    add("--tasks", type=_positive, default=8, metavar="N", help="tasks in a batch, for the system 'task'")
-    add("--width", type=_positive, default=512, metavar="N", help="width of the model")
-    add("--ffn-dim", type=_positive, default=2048, metavar="N", help="hidden width of an expert")
+    add("--layers", type=positive, default=1, metavar="N", help=help_text)
+    add("--top-k", type=positive, default=2, metavar="K", help="experts per token")
+    add("--tasks", type=positive, default=8, metavar="N", help="tasks in a batch, for the system 'task'")
+    add("--width", type=positive, default=512, metavar="N", help="width of the model")
+    add("--ffn-dim", type=positive, default=2048, metavar="N", help="hidden width of an expert")
     _add_device(parser)
     add("--precision", "--dtypes", dest="precisions", type=_precision, nargs="+", default=["fp32"], metavar="P",
         help="one or more of fp32, fp16 and bf16, or PyTorch's names; gates always take fp32")  # fmt: skip
@@ -78,7 +80,7 @@ def _add_precision(parser: ArgumentParser, help_text: str) -> None:
 
 def _add_train(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--experts", type=_positive, nargs="+", default=[8, 32], metavar="E", help="experts in each MoE layer")
+    add("--experts", type=positive, nargs="+", default=[8, 32], metavar="E", help="experts in each MoE layer")
     _add_device(parser)
     _add_precision(parser, "what all models are trained in, the dense one too: fairseq's --fp16 and --bf16")
     _add_updates(parser, ("task", "sentence", "token"), ("merged",))
@@ -86,8 +88,8 @@ def _add_train(parser: ArgumentParser) -> None:
 
 def _add_parallel(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--experts", type=_positive, default=8, metavar="E", help="experts in each MoE layer")
-    add("--processes", type=_positive, default=2, metavar="W", help="processes that are compared with one")
+    add("--experts", type=positive, default=8, metavar="E", help="experts in each MoE layer")
+    add("--processes", type=positive, default=2, metavar="W", help="processes that are compared with one")
     _add_updates(parser, ("token", "task"))
 
 
@@ -96,9 +98,9 @@ def _add_updates(parser: ArgumentParser, routings: tuple[str, ...], more: tuple[
     _add_shape(parser)
     add("--routings", nargs="+", default=list(routings), choices=routings + more,
         help="what the gates of both stacks route by; merged: task routing with --moe-combine weights")  # fmt: skip
-    add("--tasks", type=_positive, default=8, metavar="N", help="languages on the side that is not English")
-    add("--tokens", type=_positive, default=4096, metavar="N", help="target tokens of an update")
-    add("--length", type=_positive, default=32, metavar="N", help="tokens of a sentence")
+    add("--tasks", type=positive, default=8, metavar="N", help="languages on the side that is not English")
+    add("--tokens", type=positive, default=4096, metavar="N", help="target tokens of an update")
+    add("--length", type=positive, default=32, metavar="N", help="tokens of a sentence")
 
 
 def _add_decode(parser: ArgumentParser) -> None:
@@ -108,11 +110,11 @@ def _add_decode(parser: ArgumentParser) -> None:
     )
     add("--path", metavar="CKPT", help="a checkpoint of taskmoe_transformer")
     add("--lang-pair", metavar="PAIR", help="the pair to translate, such as en-de")
-    add("--batch-sizes", type=_positive, nargs="+", default=[1, 4, 16, 64], metavar="N", help="sentences in a batch")
+    add("--batch-sizes", type=positive, nargs="+", default=[1, 4, 16, 64], metavar="N", help="sentences in a batch")
     _add_device(parser)
     _add_precision(parser, "what models compute in, but CTranslate2's, whose names say it")
-    add("--beam", type=_positive, default=5, metavar="N", help="beam size")
-    add("--length", type=_positive, default=25, metavar="N",
+    add("--beam", type=positive, default=5, metavar="N", help="beam size")
+    add("--length", type=positive, default=25, metavar="N",
         help="tokens of every hypothesis, whatever the model would do; tokens of a random source sentence")  # fmt: skip
     systems = (
         "full",
@@ -128,31 +130,24 @@ def _add_decode(parser: ArgumentParser) -> None:
         help="what to compare with the token-routed model of the same shape; naive: that one with fairscale's layer; "
         "token-int8, token-int4: that one with its experts kept packed")  # fmt: skip
     _add_shape(parser)
-    add("--experts", type=_positive, default=32, metavar="E", help="experts in each MoE layer")
-    add("--tasks", type=_positive, default=8, metavar="N", help="languages of the random model")
+    add("--experts", type=positive, default=32, metavar="E", help="experts in each MoE layer")
+    add("--tasks", type=positive, default=8, metavar="N", help="languages of the random model")
 
 
 def _add_shape(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--layers", type=_positive, default=6, metavar="N", help="layers of each stack")
-    add("--width", type=_positive, default=512, metavar="N", help="width of the model")
+    add("--layers", type=positive, default=6, metavar="N", help="layers of each stack")
+    add("--width", type=positive, default=512, metavar="N", help="width of the model")
     add(
         "--ffn-dim",
-        type=_positive,
+        type=positive,
         default=2048,
         metavar="N",
         help="hidden width of a feed-forward network and of an expert",
     )
-    add("--heads", type=_positive, default=8, metavar="N", help="attention heads")
-    add("--vocabulary", type=_positive, default=64000, metavar="N", help="words in the dictionary")
-    add("--top-k", type=_positive, default=2, metavar="K", help="experts per token")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    add("--heads", type=positive, default=8, metavar="N", help="attention heads")
+    add("--vocabulary", type=positive, default=64000, metavar="N", help="words in the dictionary")
+    add("--top-k", type=positive, default=2, metavar="K", help="experts per token")
 
 
 def _precision(text: str) -> str:
@@ -165,9 +160,12 @@ def _precision(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 <= number < math.inf:
-        raise ValueError(text)
+        raise ArgumentTypeError(f"{text}: give a number of seconds from 0 up")
     return number
 
 

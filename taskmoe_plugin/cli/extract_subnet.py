@@ -81,7 +81,7 @@ def _check(args: Namespace) -> None:
     if args.quantization and args.format not in CTRANSLATE2:
         problems.append(f"--quantization: is for --format ctranslate2; for {args.format} there is --half")
     if args.half and args.format in CTRANSLATE2:
-        problems.append("--half: is for --format fairseq; use --quantization float16 or bfloat16")
+        problems.append("--half: is for --format fairseq and huggingface; use --quantization float16 or bfloat16")
     if args.unpadded and args.format != "fairseq":
         problems.append("--unpadded: is for --format fairseq; leave it out")
     if args.format in WITH_PIECES and not args.sentencepiece_model:

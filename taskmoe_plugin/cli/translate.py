@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from taskmoe_plugin.cli.arguments import positive
 from taskmoe_plugin.errors import TaskMoEError
 
 BATCH = 32
@@ -30,10 +31,10 @@ def add_parser(commands: Any) -> None:
     add("files", type=Path, nargs="*", metavar="FILE", help="UTF-8 text (default: standard input)")
     add("--source", metavar="LANG", help="source language, to choose among several subnets")
     add("--target", metavar="LANG", help="target language, to choose among several subnets")
-    add("--beam-size", type=_positive, default=5, metavar="N", help="beam size (default: 5)")
-    add("--batch-size", type=_positive, metavar="N",
+    add("--beam-size", type=positive, default=5, metavar="N", help="beam size (default: 5)")
+    add("--batch-size", type=positive, metavar="N",
         help=f"sentences translated at once (default: {BATCH}, of what is typed 1)")  # fmt: skip
-    add("--threads", type=_positive, default=0, metavar="N", help="threads (default: as many as CTranslate2 chooses)")
+    add("--threads", type=positive, default=0, metavar="N", help="threads (default: as many as CTranslate2 chooses)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
     parser.set_defaults(run=run)
 
@@ -111,10 +112,3 @@ def _progress() -> Any:
     # Beside translations on a terminal it would be in the way.
     hidden = True if sys.stdout.isatty() else None
     return tqdm(desc="translated", unit=" lines", delay=1, leave=False, disable=hidden)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number

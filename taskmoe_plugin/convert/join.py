@@ -15,16 +15,18 @@ from torch import Tensor
 from taskmoe_plugin.convert.conversion import Converted
 from taskmoe_plugin.convert.source import Source
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.models.config import STACKS
+from taskmoe_plugin.models.continuing import DENSE, OF_EXPERTS
 from taskmoe_plugin.subnet.scratch import Scratch
-from taskmoe_plugin.tasks.remembered_flags import MEMORY
+from taskmoe_plugin.tasks.remembered_flags import COMPARED, MEMORY
 
 # Tensors that have experts, and along which dimension.
 EXPERTS = re.compile(r"\.moe\.(experts|router)\."), re.compile(r"\.tasks\.gates\.(weight|head_start)$")
 # What two models must have in common that the shapes of their tensors do not tell.
 SAME_FLAGS = (
-    "taskmoe_langs", "taskmoe_lang_pairs", "taskmoe_groups", "encoder_moe_routing", "decoder_moe_routing", "moe_top_k",
-    "moe_language_experts", "moe_route_scale", "encoder_attention_heads", "decoder_attention_heads",
-    "encoder_normalize_before", "decoder_normalize_before", "activation_fn",
+    "taskmoe_langs", "taskmoe_lang_pairs", "taskmoe_groups", "activation_fn", "no_scale_embedding", *OF_EXPERTS,
+    "moe_dense_training", "moe_expert_bits", "task_low_rank_by",
+    *(f"{stack}_{part}" for stack in STACKS for part in (*DENSE, "moe_routing", "normalize_before")),
 )  # fmt: skip
 
 
@@ -105,8 +107,12 @@ def _check_same(one: Source, other: Source) -> None:
         values = getattr(args, name, None), getattr(others, name, None)
         if values[0] != values[1]:
             raise _different(one, other, f"{name}, which are {values[0]} and {values[1]}")
-    trained = [getattr(each.state["cfg"]["task"], MEMORY, {}).get("dictionaries") for each in (one, other)]
-    if trained[0] != trained[1]:
+    trained = [getattr(each.state["cfg"]["task"], MEMORY, {}) for each in (one, other)]
+    for name in COMPARED:
+        values = trained[0].get(name), trained[1].get(name)
+        if values[0] != values[1]:
+            raise _different(one, other, f"{name}, which are {values[0]} and {values[1]}")
+    if trained[0].get("dictionaries") != trained[1].get("dictionaries"):
         raise _different(one, other, "their dictionaries")
     shapes = [{name: each.tensors.shape(name) for name in each.tensors.names()} for each in (one, other)]
     for name in {**shapes[0], **shapes[1]}:

@@ -83,13 +83,13 @@ def quantize(weight: Tensor, bits: int, group: int | None = None) -> Packed:
     return Packed(pack(codes.to(torch.uint8), bits), scale, bits, weight.size(-1))
 
 
-def round_weights(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
+def round_weights(weight: Tensor, bits: int) -> Tensor:
     """The tensor that ``quantize(…).dequantize()`` gives, in its own type; its gradient is that of its copy.
 
     This is how quantised weights are trained: the gradient goes straight through the rounding (Bengio et al. 2013).
     """
     with torch.no_grad():
-        codes, scale = _codes(weight, bits, group)
+        codes, scale = _codes(weight, bits, None)
         rounded = _scaled(codes - zero_of(bits), scale).to(weight.dtype)
     return weight + (rounded - weight).detach()
 

@@ -21,7 +21,8 @@ class Usage:
 
     Attributes:
         weight: (tasks, E) fp32, the mean over a task's tokens of the weight that each expert has, 0 where it is not
-            chosen. Rows sum to 1 for top-k > 1; for top-1 they sum to the mean probability of the chosen expert.
+            chosen. Rows sum to what a token's weights sum to: 1 times the route scale, or the probabilities that a
+            token-routed top-1 and a threshold leave as they are.
         load: (tasks, E) fp32, the share of a task's assignments that each expert gets, before any are dropped; of
             experts that are merged, their share in its network. Rows sum to 1, to 0 for a task without tokens.
         share: (tasks,) fp32 summing to 1, each task's share of the tokens.
@@ -116,8 +117,5 @@ class _Count:
         tasks, num_experts, _ = self.total.shape
         task = self.task[routing.tokens.row]
         experts, weights = routing.experts, routing.weights
-        if routing.merging is not None:
-            each = routing.merging.index_select(0, experts.flatten())
-            weights, experts = each.topk(routing.gates.experts.size(-1), dim=-1)
         sparse = routing.gates.sparse
         self.total.add_(count_usage(experts, weights.detach(), task, tasks, num_experts, sparse))

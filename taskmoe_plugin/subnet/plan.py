@@ -42,7 +42,7 @@ class StackPlan:
         moe_layers: indices of its MoE layers.
         pairs: the pairs that the subnet translates.
         gates: for each MoE layer of a stack that has tasks, the gates of the kept ones, U = len(tasks).
-        tasks: names of the kept tasks; those of ``table_args``.
+        tasks: names of the kept tasks.
         task: the place in ``tasks`` of each pair's task.
     """
 

@@ -12,7 +12,7 @@ from taskmoe_plugin.cli.main import main
 from tests.convert.checkpoints import load
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import generate, train
-from tests.subnet.helpers import DEFAULT, write_model
+from tests.subnet.helpers import DEFAULT, rewrite, write_model
 
 FLAGS = (*DEFAULT, "--encoder-moe-routing", "token")
 
@@ -67,13 +67,24 @@ def test_a_joined_model_translates_and_trains_on(corpus: Corpus, models: list[Pa
     ("flags", "message"),
     [
         ((*DEFAULT,), "encoder_moe_routing, which are token and source"),
-        ((*FLAGS, "--moe-expert-count", 6), "in the shape of "),
+        ((*FLAGS, "--moe-expert-count", 6), "moe_expert_count, which are 4 and 6"),
+        ((*FLAGS, "--moe-expert-ffn-dim", 12), "in the shape of "),
         ((*FLAGS, "--moe-top-k", 1), "moe_top_k, which are 2 and 1"),
+        ((*FLAGS, "--moe-route-scale", 2), "moe_route_scale, which are 1.0 and 2.0"),
+        ((*FLAGS, "--moe-threshold", 0.5), "moe_threshold, which are 0.0 and 0.5"),
+        ((*FLAGS, "--moe-language-experts", 2), "moe_language_experts, which are 0 and 2"),
+        ((*FLAGS, "--moe-dense-training"), "moe_dense_training, which are False and True"),
+        ((*FLAGS, "--moe-expert-bits", 8), "moe_expert_bits, which are None and 8"),
+        ((*FLAGS, "--encoder-attention-heads", 4), "encoder_attention_heads, which are 2 and 4"),
+        ((*FLAGS, "--no-scale-embedding"), "no_scale_embedding, which are False and True"),
+        ((*FLAGS, "--activation-fn", "gelu"), "activation_fn, which are relu and gelu"),
+        (FLAGS[1:], "encoder_normalize_before, which are True and False"),
+        ((*DEFAULT, "--moe-combine", "weights"), "its gates choose no experts"),
         ((*FLAGS, "--moe-freq", 0), "is dense; upcycle it first"),
         ((*FLAGS, "--moe-task-gate", "static"), "its gates choose no experts"),
     ],
 )
-def test_what_cannot_be_joined_is_refused(
+def test_models_of_other_flags_are_refused(
     corpus: Corpus, template: Path, models: list[Path], tmp_path: Path, capsys: Any, flags: Any, message: str
 ) -> None:
     other = write_model(corpus, template, tmp_path / "other.pt", *flags)
@@ -84,3 +95,25 @@ def test_what_cannot_be_joined_is_refused(
     assert str(other) in error
     assert message in error
     assert not (tmp_path / "joined.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda cfg: setattr(cfg["model"], "taskmoe_langs", "en,fr,de"), "taskmoe_langs, which are en,de,fr and en,fr"),
+        (
+            lambda cfg: setattr(cfg["model"], "taskmoe_lang_pairs", "de-en,en-de,en-fr,fr-en,de-fr"),
+            "taskmoe_lang_pairs, which are en-de,de-en,en-fr,fr-en,de-fr and de-en,en-de,en-fr,fr-en,de-fr",
+        ),
+        (lambda cfg: setattr(cfg["model"], "taskmoe_groups", '{"en-de": "x"}'), "taskmoe_groups, which are"),
+        (lambda cfg: cfg["task"].taskmoe_trained["dictionaries"].update(source="other"), "in their dictionaries"),
+        (lambda cfg: cfg["task"].taskmoe_trained.update(encoder_langtok="src"), "encoder_langtok, which are tgt and"),
+    ],
+)
+def test_models_of_other_languages_and_dictionaries_are_refused(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    other = rewrite(models[1], tmp_path / "other.pt", lambda state: change(state["cfg"]))
+    with pytest.raises(SystemExit):
+        join(tmp_path / "joined.pt", models[0], other)
+    assert message in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from taskmoe_plugin.criterions import TaskMoELabelSmoothedCrossEntropyCriterion, TaskMoEWordDistillationCriterion
+from taskmoe_plugin.criterions.taskmoe_word_distillation import TaskMoEWordDistillationCriterionConfig
 from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import build_model
@@ -50,6 +51,25 @@ def test_the_loss_is_a_mixture_of_references_and_teacher(task: Any, teacher: Pat
     assert hard == pytest.approx(loss_of(plain, model, sample))
     assert abs(hard - soft) > 1e-2
     assert mixed == pytest.approx(0.75 * hard + 0.25 * soft)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_of_the_teacher_all_words_are_learned_but_padding_and_a_prefix(task: Any, teacher: Path, prefix: int) -> None:
+    model, sample = build_model(task=task).eval(), next(iter(batches(task, "valid")))
+    criterion = distilling(task, teacher, distill_wt=1.0, ignore_prefix_size=prefix)
+    before = torch.get_rng_state()
+    both = model, criterion.teacher
+    assert torch.equal(torch.get_rng_state(), before)
+    lprobs, wanted = (each.get_normalized_probs(each(**sample["net_input"]), log_probs=True).double() for each in both)
+    sample["target"][0, -1] = task.target_dictionary.pad()
+    words = sample["target"].ne(task.target_dictionary.pad())
+    words[:, :prefix] = False
+    expected = -(wanted.exp() * lprobs).sum(dim=-1)[words].sum()
+    assert loss_of(criterion, model, sample) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_teacher_has_a_quarter_unless_told_otherwise(task: Any, teacher: Path) -> None:
+    assert distilling(task, teacher).distill_wt == TaskMoEWordDistillationCriterionConfig().distill_wt == 0.25
 
 
 def test_a_student_that_says_what_the_teacher_says_has_nothing_to_learn_from_it(task: Any, teacher: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from typing import Any
 
 import pytest
 
 from taskmoe_plugin.errors import UsageError, one_line_errors
 from taskmoe_plugin.models.config import add_moe_args
+from taskmoe_plugin.moe import Warmup
 from tests.helpers.models import PAIRS, StubTask, build_model
 
 WRONG = [
@@ -204,3 +206,19 @@ def test_a_program_gets_an_exception_and_keeps_its_interpreter(capsys) -> None:
     with pytest.raises(UsageError, match="--moe-top-k 9: give between 1 and"):
         build_model(moe_top_k=9)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, {"top_k": 2, "experts": 8, "merge": False, "warmup": None}),
+        ({"moe_expert_count": 5, "moe_combine": "weights"}, {"top_k": 5, "merge": True}),
+        ({"moe_expert_count": 20, "moe_task_gate_warmup_updates": 7}, {"warmup": Warmup(7, 8)}),
+        ({"moe_expert_count": 5, "moe_task_gate_warmup_updates": 7}, {"warmup": Warmup(7, 5)}),
+    ],
+)
+def test_what_is_left_out_is_as_the_help_says(flags: dict[str, Any], expected: dict[str, Any]) -> None:
+    model = build_model(encoder_ffn_embed_dim=24, decoder_ffn_embed_dim=40, **flags)
+    for stack, width in ((model.encoder, 24), (model.decoder, 40)):
+        assert {name: getattr(stack.moe_config, name) for name in expected} == expected
+        assert stack.moe_config.ffn_dim == width

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taskmoe_plugin.errors import UsageError
-from taskmoe_plugin.moe import Candidates, StaticTaskGates, TaskGates, TokenRouter, Tokens, balance_loss
+from taskmoe_plugin.moe import Candidates, Choice, StaticTaskGates, TaskGates, TokenRouter, Tokens, balance_loss
 from tests.helpers.models import LANGS, PAIRS, build_model, kept, net_input, rows
 
 TASKS, WIDTH, EXPERTS, SET, TOP_K = 3, 6, 7, 4, 2
@@ -135,6 +135,17 @@ def test_unknown_languages_are_refused() -> None:
         model(**{**inputs, "src_lang_id": None})
     # Of rows without a task, as of a batch of nothing, any expert is a candidate.
     assert len(kept(model(**inputs)[0], inputs)) == 1
+    for each in model.encoder.tasks(inputs["src_lang_id"], inputs["tgt_lang_id"]):
+        assert each.allowed[each.task].all()
+        assert not each.preference[each.task].any()
+
+
+def test_flags_are_about_the_choice_of_tokens_and_not_about_that_of_languages() -> None:
+    model = build_model(**FLAGS, moe_threshold=0.5, moe_route_scale=2.0)
+    gates, router = model.encoder.tasks.gates, model.encoder.layers[0].moe.router
+    assert gates.choice == Choice()
+    assert router.choice == Choice(2.0, 0.5)
+    assert gates.head_start.max() == Candidates.HEAD_START
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["fp16", "amp"])

@@ -219,3 +219,20 @@ def test_a_language_that_was_never_trained_on_its_side_is_refused() -> None:
         model.check_pair("fr", "de")
     with pytest.raises(UsageError, match=r"--target-lang en: .* de,fr"):
         model.check_pair("de", "en")
+
+
+@pytest.mark.parametrize("pairs", [("en-de", "en-fr"), ("en-fr", "de-fr")], ids=["one source", "one target"])
+def test_rows_that_share_one_of_their_languages_have_the_other_of_their_own(pairs: tuple[str, ...]) -> None:
+    model = build(**DENSE).eval()
+    batch = rows(4, pairs=pairs)
+    together = kept(model(**net_input(batch))[0], net_input(batch))
+    for row, found in zip(batch, together, strict=True):
+        alone = net_input([row])
+        torch.testing.assert_close(found, *kept(model(**alone)[0], alone), rtol=1e-9, atol=1e-9)
+
+
+def test_attention_has_its_dropout() -> None:
+    model, batch = build_model(**DENSE, attention_dropout=0.5).train(), net_input(rows())
+    assert not torch.equal(model(**batch)[0], model(**batch)[0])
+    model.eval()
+    assert torch.equal(model(**batch)[0], model(**batch)[0])

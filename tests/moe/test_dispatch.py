@@ -216,3 +216,11 @@ def test_a_layer_with_fewer_experts_than_the_gates_of_its_stack_has_as_many_grou
     _, sent = LocalDispatcher().dispatch(torch.ones(2, WIDTH), routing, 2, 0.0)
     assert sent.groups.ends.tolist() == [2, 4]
     assert sent.groups.members(torch.float32).shape == (4, 2)
+
+
+@pytest.mark.parametrize("count", [2**15 - 1, 2**15, 2**16])
+def test_experts_of_any_number_are_sorted(count: int) -> None:
+    experts = torch.tensor([[count - 1], [0], [count - 2]])
+    found = sort_assignments(experts, count)
+    assert found.order.tolist() == [1, 2, 0]
+    assert found.ends[[0, count - 3, count - 2, count - 1]].tolist() == [1, 1, 2, 3]

@@ -348,3 +348,8 @@ def test_the_gradient_of_a_units_weights_is_the_sum_over_its_tokens() -> None:
     (routing.weights * torch.tensor([1.0, 2.0, 3.0, 4.0]).unsqueeze(1)).sum().backward()
     assert weights.grad is not None
     assert weights.grad[0].tolist() == [[1.0, 1.0], [4.0, 4.0], [5.0, 5.0]]
+
+
+def test_weights_of_static_gates_are_scaled() -> None:
+    [gates] = StaticTaskGates(1, TASKS, 4, 2, scale=3.0)().layers()
+    torch.testing.assert_close(gates.weights.sum(dim=1), torch.full((TASKS,), 3.0))

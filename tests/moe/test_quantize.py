@@ -70,3 +70,10 @@ def test_bytes_are_those_of_codes_and_scales() -> None:
     packed = quantize(torch.randn(2, 4, 32), 4, 16)
     assert isinstance(packed, Packed)
     assert packed.nbytes == 2 * 4 * (16 + 2 * 4)
+
+
+def test_scales_of_groups_that_do_not_divide_a_row_are_refused() -> None:
+    packed = quantize(torch.randn(2, 8), 8, 4)
+    packed.check()
+    with pytest.raises(ValueError, match="scales"):
+        Packed(packed.codes, torch.ones(2, 3), 8, 8).check()

@@ -70,6 +70,27 @@ def test_scores_that_are_no_numbers_are_no_agreement(score: float, full: int, su
         compare("en-de", *decoders, SENTENCES, SENTENCES, None)
 
 
+@pytest.mark.parametrize(
+    ("different", "largest", "mean", "rounded", "accepted"),
+    [
+        ([], 0.9e-4, 0.9e-4, False, True),
+        ([], 1.1e-4, 0.0, False, False),
+        ([(0, "A", "B")], 0.0, 0.0, False, False),
+        ([(0, "A", "B")], 5.0, 0.09, True, True),
+        ([], 0.2, 0.2, True, False),
+    ],
+)
+def test_what_agreement_is_enough(
+    different: list[tuple[int, str, str]], largest: float, mean: float, rounded: bool, accepted: bool
+) -> None:
+    agreement = Agreement(2, 0, different, 2, 0, largest, mean)
+    if accepted:
+        verify._check("en-de", agreement, rounded)
+    else:
+        with pytest.raises(TaskMoEError, match="--verify en-de: the subnet is not the full model"):
+            verify._check("en-de", agreement, rounded)
+
+
 def test_nothing_compared_is_no_agreement() -> None:
     nothing = compare("en-de", Fixed([]), Fixed([]), SENTENCES, Sentences([], []), None)
     with pytest.raises(TaskMoEError, match="--verify en-de: nothing was compared, because all 2 sentences"):
