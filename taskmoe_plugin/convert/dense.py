@@ -29,9 +29,11 @@ def sparse_cfg(source: Source, flags: Mapping[str, Any]) -> dict[str, Any]:
     cfg = source.cfg
     args: Namespace = cfg["model"]
     task: Namespace = cfg["task"]
-    if task.task not in (STOCK_TASK, "taskmoe_translation"):
+    # Of fairseq's tasks that have a dataclass, configurations have the name alone.
+    name = getattr(task, "task", None) or getattr(task, "_name", None)
+    if name not in (STOCK_TASK, "taskmoe_translation"):
         raise TaskMoEError(
-            f"{source.path}: was trained with --task {task.task}, whose dictionaries have no languages; give a model "
+            f"{source.path}: was trained with --task {name}, whose dictionaries have no languages; give a model "
             f"of --task {STOCK_TASK}"
         )
     if getattr(args, "task_low_rank", 0):

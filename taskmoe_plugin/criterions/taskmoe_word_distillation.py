@@ -17,6 +17,7 @@ from taskmoe_plugin.criterions.taskmoe_label_smoothed_cross_entropy import (
 )
 from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.files.loading import LoadError, load
+from taskmoe_plugin.models.task_table import split_pair
 
 
 @dataclass
@@ -109,4 +110,9 @@ def _load_teacher(path: str, task: Any) -> Any:
         raise UsageError(
             f"--distill-from {path}: does not fit this task ({' '.join(str(error).split())[:200]})"
         ) from error
+    for pair in task.routed_pairs if hasattr(teacher, "check_pair") else ():
+        try:
+            teacher.check_pair(*split_pair(pair))
+        except UsageError as error:
+            raise UsageError(f"--distill-from {path}: cannot teach {pair} ({error})") from error
     return teacher.eval().requires_grad_(False)

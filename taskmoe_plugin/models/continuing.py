@@ -17,10 +17,12 @@ from taskmoe_plugin.models.config import STACKS, check_format, set_moe_defaults
 from taskmoe_plugin.models.loading import reading_flags
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.subnet_shape import SubnetShape
+from taskmoe_plugin.models.task_table import split_pair
 
 MODEL = "taskmoe_transformer"
-# Flags that change what a weight is or does: of each stack, and of its MoE layers.
+# Flags that change what a weight is or does: of each stack, of both, and of their MoE layers.
 DENSE = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+OF_BOTH = ("activation_fn", "no_scale_embedding", "task_low_rank", "task_low_rank_by")
 OF_EXPERTS = (
     "moe_combine", "moe_expert_count", "moe_top_k", "moe_threshold", "moe_route_scale", "moe_language_experts",
 )  # fmt: skip
@@ -72,12 +74,32 @@ def check_continues(
         # New matrices have a product of zero.
         if not trained.task_low_rank:
             trained.task_low_rank, trained.task_low_rank_by = args.task_low_rank, args.task_low_rank_by
-    flags = dict.fromkeys(_other_flags(args, trained, stacks))
+    with reading_flags(name):
+        flags = dict.fromkeys(_other_flags(args, trained, stacks))
     raise_all(
         [f"{flag} {given}: {name} was trained with {flag} {before}; give the same" for flag, given, before in flags]
     )
     for own, before in stacks:
         _check_tasks(args, trained, own, before, name)
+        _check_warmup(own, before, name, finetuned)
+
+
+def _check_warmup(own: StackConfig, before: StackConfig, name: str, finetuned: bool) -> None:
+    """Raise ``UsageError`` if gates that have begun in one way would go on in another."""
+    if own.warmup == before.warmup or not (own.by_task and before.by_task):
+        return
+    updates = own.warmup.updates if own.warmup else 0
+    flag = f"--moe-task-gate-warmup-updates {updates}"
+    if own.warmup and not before.warmup:
+        raise UsageError(
+            f"{flag}: the tasks of {name} were trained with experts that were dealt to them, and keep these; leave it "
+            "out"
+        )
+    if not finetuned and before.warmup:
+        raise UsageError(
+            f"{flag}: {name} was trained with --moe-task-gate-warmup-updates {before.warmup.updates}, from "
+            f"{before.warmup.start} experts on; give the same"
+        )
 
 
 def _check_dense(args: Namespace, arch: str | None, name: str) -> None:
@@ -94,7 +116,7 @@ def _other_flags(
     args: Namespace, trained: Namespace, stacks: list[tuple[StackConfig, StackConfig]]
 ) -> Iterator[tuple[str, object, object]]:
     """Flags whose values differ, each with its new and its trained value."""
-    for name in ("task_low_rank", "task_low_rank_by"):
+    for name in OF_BOTH:
         yield from _other(name, args, trained)
     for name in STACKS:
         for part in DENSE:
@@ -122,6 +144,18 @@ def _other(name: str, args: Namespace, trained: Namespace) -> Iterator[tuple[str
 def _check_tasks(args: Namespace, trained: Namespace, own: StackConfig, before: StackConfig, name: str) -> None:
     """Raise ``UsageError`` if a stack's tasks are not the trained ones: the same pairs, in the same order."""
     if own.table is None or before.table is None:
+        return
+    restriction = before.shape.restriction if before.shape else None
+    if restriction is not None:
+        # The table of a pruned stack is that of the pairs that it was pruned to.
+        ids = {lang: place for place, lang in enumerate(own.langs, 1)}
+        pairs = [(pair, *split_pair(pair)) for pair in args.taskmoe_lang_pairs.split(",")]
+        unknown = [pair for pair, source, target in pairs if own.table.lookup[ids[source], ids[target]] < 0]
+        if unknown:
+            raise UsageError(
+                f"--lang-pairs {','.join(unknown)}: {name} was pruned to {','.join(restriction.pairs)}; leave out the "
+                "others"
+            )
         return
     if own.routing == "group":
         groups = json.loads(trained.taskmoe_groups)

@@ -21,7 +21,7 @@ from taskmoe_plugin.models.config import (
     remember_languages,
     set_moe_defaults,
 )
-from taskmoe_plugin.models.continuing import check_continues, check_languages
+from taskmoe_plugin.models.continuing import check_languages
 from taskmoe_plugin.models.decoder import TaskMoEDecoder
 from taskmoe_plugin.models.encoder import TaskMoEEncoder
 from taskmoe_plugin.models.low_rank import add_missing
@@ -30,7 +30,6 @@ from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.models.upcycling import upcycle_state
 from taskmoe_plugin.parallel.command_line import correct_flags
 from taskmoe_plugin.parallel.group import ExpertGroup
-from taskmoe_plugin.parallel.resuming import Start
 
 logger = logging.getLogger(__name__)
 
@@ -160,10 +159,6 @@ class TaskMoETransformerModel(TransformerModel):
     def check_languages(self, langs: list[str]) -> None:
         """Raise ``UsageError`` if ``--langs`` differs from what the model was trained with."""
         check_languages(",".join(langs), self.args.taskmoe_langs)
-
-    def check_continues(self, start: Start) -> None:
-        """Raise an error if the model cannot take up the weights of the checkpoint that training starts from."""
-        check_continues(self.args, start.args, start.name, start.langs, start.is_finetuned)
 
     def warn_of_idle_experts(self) -> None:
         """Warn if a layer has more experts than all tasks together can use: they cost memory and never learn."""

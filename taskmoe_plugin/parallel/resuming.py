@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,12 @@ class Start:
     Attributes:
         name: what to call it in an error.
         args: the arguments of its model.
-        langs: the languages that its task was trained with, if it says so.
+        task: the arguments of its task; none if it does not say.
     """
 
     name: str
     args: Namespace
-    langs: tuple[str, ...] = ()
+    task: Namespace = field(default_factory=Namespace)
 
     @property
     def is_finetuned(self) -> bool:
@@ -106,7 +106,7 @@ def _check(args: Namespace) -> Start | None:
             "gradients cannot take up; add --fp16-no-flatten-grads, or --reset-optimizer"
         )
     _check_ema(args, state, name)
-    found = Start(name, trained, _langs(state))
+    found = Start(name, trained, _task(state))
     if not (found.is_finetuned or args.reset_dataloader):
         _warn_of_place(state, name)
     return found
@@ -188,9 +188,10 @@ def _trained(state: Any, name: str) -> Namespace:
     return args
 
 
-def _langs(state: Any) -> tuple[str, ...]:
+def _task(state: Any) -> Namespace:
     cfg = state.get("cfg")
-    return tuple(getattr(cfg.get("task"), "langs", None) or ()) if isinstance(cfg, dict) else ()
+    task = cfg.get("task") if isinstance(cfg, dict) else None
+    return task if isinstance(task, Namespace) else Namespace()
 
 
 def _replace(broken: Path, reason: TruncatedFile, args: Namespace) -> Any:

@@ -7,6 +7,7 @@ translate into rubbish without a word. Training resolves the values first, so th
 from __future__ import annotations
 
 import hashlib
+import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from taskmoe_plugin.files.loading import LoadError, MissingFile, load
 from taskmoe_plugin.models.task_table import split_pair
 
 MEMORY = "taskmoe_trained"
+logger = logging.getLogger(__name__)
 # fairseq's defaults of flags whose default, on a command line, cannot be told from a value that was given.
 DEFAULTS: Mapping[str, Any] = {
     "lang_tok_style": "multilingual",
@@ -78,7 +80,7 @@ def remember_flags(task: Any) -> None:
     """
     args = task.args
     if hasattr(args, MEMORY):
-        _check_dictionaries(task, getattr(args, MEMORY)["dictionaries"])
+        _check_dictionaries(task, trained_fingerprints(args), "the checkpoint")
     elif task.training:
         args.langs = list(task.langs)
         for name in DICTIONARIES:
@@ -89,6 +91,33 @@ def remember_flags(task: Any) -> None:
         memory = {name: getattr(args, name) for name in (*COMPARED, *DICTIONARIES, *TAKEN_UP, "langtoks")}
         memory |= {name: str(memory[name]) for name in PADDING}
         setattr(args, MEMORY, memory | {"dictionaries": _fingerprints(task)})
+
+
+def check_input(task: Any, trained: Namespace, name: str, finetuned: bool) -> None:
+    """Refuse to train on with other input than a model was trained with, which would mean something else to it.
+
+    Args:
+        task: the task, set up for training.
+        trained: the arguments of the trained model's task.
+        name: what to call the checkpoint.
+        finetuned: whether training begins anew with its weights; it may then learn other language tokens.
+
+    Raises:
+        UsageError: the dictionaries differ, or language tokens do where training goes on.
+    """
+    memory = getattr(trained, MEMORY, {})
+    _check_dictionaries(task, trained_fingerprints(trained), name)
+    own = getattr(task.args, MEMORY)
+    problems = [
+        _contradiction(each, own[each], name, memory[each])
+        for each in COMPARED
+        if each in memory and each != "langs" and _text(own[each]) != _text(memory[each])
+    ]
+    if finetuned:
+        for problem in problems:
+            logger.warning(problem)
+    else:
+        raise_all(problems)
 
 
 def fingerprint(dictionary: Dictionary) -> str:
@@ -201,7 +230,7 @@ def _fingerprints(task: Any) -> dict[str, str]:
     return {"source": fingerprint(task.source_dictionary), "target": fingerprint(task.target_dictionary)}
 
 
-def _check_dictionaries(task: Any, trained: Mapping[str, str]) -> None:
+def _check_dictionaries(task: Any, trained: Mapping[str, str], name: str) -> None:
     args = task.args
     for side, found in _fingerprints(task).items():
         if trained.get(side, found) != found:
@@ -209,6 +238,6 @@ def _check_dictionaries(task: Any, trained: Mapping[str, str]) -> None:
             file = args.fixed_dictionary or getattr(args, f"{side}_dict")
             file = file or Path(utils.split_paths(args.data)[0], f"dict.{lang}.txt")
             raise UsageError(
-                f"{file}: is not the dictionary that the checkpoint was trained with; "
+                f"{file}: is not the dictionary that {name} was trained with; "
                 f"give the data directory, or the --{side}-dict, of its training"
             )

@@ -22,6 +22,7 @@ from taskmoe_plugin.errors import UsageError, use_one_line_errors
 from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
+from taskmoe_plugin.models.continuing import check_continues
 from taskmoe_plugin.models.subnet_shape import take_up_pruning
 from taskmoe_plugin.models.task_table import TaskTable, split_pair
 from taskmoe_plugin.parallel.flags import check_flags
@@ -33,7 +34,7 @@ from taskmoe_plugin.tasks.explaining import explain_divergence, explain_flag
 from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.learning_rates import own_learning_rates
-from taskmoe_plugin.tasks.remembered_flags import complete_flags, leave_defaults_open, remember_flags
+from taskmoe_plugin.tasks.remembered_flags import check_input, complete_flags, leave_defaults_open, remember_flags
 from taskmoe_plugin.tasks.task_args import add_task_args, set_task_defaults
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, log_bleu, parse_bleu_args
 from taskmoe_plugin.tasks.validation_usage import ValidationUsage
@@ -141,7 +142,9 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if not from_checkpoint:
             self.spread_experts = spread_experts
         if start is not None:
-            model.check_continues(start)
+            langs = getattr(start.task, "langs", None) or ()
+            check_continues(model.args, start.args, start.name, langs, start.is_finetuned)
+            check_input(self, start.task, start.name, start.is_finetuned)
         if from_checkpoint:
             model.check_languages(self.langs)
         elif self.training:

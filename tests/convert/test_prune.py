@@ -190,7 +190,20 @@ def test_a_pruned_model_can_be_trained_further(
     assert not torch.equal(after["model"][name], before["model"][name])
     with pytest.raises(SystemExit):
         train(corpus, tmp_path / "spread", *flags, "--moe-expert-parallel", "--max-update", 1)
-    assert "--moe-expert-parallel: the layers of the pruned model" in capsys.readouterr().err
+    assert "--moe-expert-parallel: the layers of a pruned model" in capsys.readouterr().err
+
+
+def test_what_was_pruned_to_some_pairs_is_trained_on_these_alone(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--experts", 2, "--lang-pairs", "en-de,de-en", "--metric", "random")
+    path = prune(full, tmp_path / "pruned.pt", *options)
+    flags = (*DEFAULT, *BY_TOKEN, "--moe-expert-count", EXPERTS, "--moe-freq", 1, "--finetune-from-model", path,
+             "--max-update", 1, "--disable-validation", "--no-epoch-checkpoints")  # fmt: skip
+    with pytest.raises(SystemExit):
+        train(corpus, tmp_path / "all", *flags)
+    assert f"{path} was pruned to en-de,de-en; leave out the others" in capsys.readouterr().err
+    train(corpus, tmp_path / "these", *flags, "--lang-pairs", "de-en,en-de")
 
 
 @pytest.mark.parametrize(

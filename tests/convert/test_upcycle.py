@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused(
 
 def test_models_that_cannot_be_upcycled_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sparse = write_checkpoint(tmp_path / "sparse.pt", model_args())
-    bilingual = write_dense(tmp_path / "bilingual.pt", Namespace(task="translation"))
+    bilingual = write_dense(tmp_path / "bilingual.pt", Namespace(_name="translation"))
     for path, message in ((sparse, "is a mixture of experts already"), (bilingual, "--task translation, whose dict")):
         with pytest.raises(SystemExit):
             upcycle(path, tmp_path / "a.pt")

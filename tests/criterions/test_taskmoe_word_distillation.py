@@ -12,6 +12,7 @@ from fairseq import checkpoint_utils
 
 from taskmoe_plugin.criterions import TaskMoELabelSmoothedCrossEntropyCriterion, TaskMoEWordDistillationCriterion
 from taskmoe_plugin.criterions.taskmoe_word_distillation import TaskMoEWordDistillationCriterionConfig
+from taskmoe_plugin.errors import UsageError
 from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import build_model
@@ -146,3 +147,11 @@ def test_mistakes_are_one_line(
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "student" / "checkpoint_last.pt").exists()
+
+
+def test_a_teacher_that_does_not_know_a_pair_is_refused(corpus: Corpus, tmp_path: Path, task: Any) -> None:
+    flags = ("--lang-pairs", "en-de,de-en", "--encoder-moe-routing", "pair", "--max-update", 1)
+    train(corpus, tmp_path, *flags, "--no-epoch-checkpoints")
+    path = tmp_path / "checkpoint_last.pt"
+    with pytest.raises(UsageError, match=f"--distill-from {path}: cannot teach en-fr"):
+        _ = distilling(task, path).teacher

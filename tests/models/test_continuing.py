@@ -180,3 +180,34 @@ def test_another_format_is_called_that() -> None:
     trained = Namespace(**{**vars(args_of()), "taskmoe_format": 1})
     with pytest.raises(TaskMoEError, match=f"{NAME}: has format 1"):
         check_continues(args_of(), trained, NAME)
+
+
+WARM = {"moe_task_gate_warmup_updates": 50}
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "finetuned", "message"),
+    [
+        (WARM, {}, False, "were trained with experts that were dealt to them"),
+        (WARM, {}, True, "were trained with experts that were dealt to them"),
+        ({}, WARM, False, "was trained with --moe-task-gate-warmup-updates 50, from 8 experts on; give the same"),
+        ({"moe_task_gate_warmup_updates": 3}, WARM, False, "was trained with --moe-task-gate-warmup-updates 50"),
+        ({}, WARM, True, None),
+        (WARM, WARM, False, None),
+        ({"moe_task_gate_warmup_updates": 3}, WARM, True, None),
+    ],
+)
+def test_gates_go_on_as_they_have_begun(
+    after: dict[str, Any], before: dict[str, Any], finetuned: bool, message: str | None
+) -> None:
+    if message is None:
+        check_continues(args_of(**after), args_of(**before), NAME, finetuned=finetuned)
+    else:
+        with pytest.raises(UsageError, match=message):
+            check_continues(args_of(**after), args_of(**before), NAME, finetuned=finetuned)
+
+
+@pytest.mark.parametrize("flags", [{"activation_fn": "gelu"}, {"no_scale_embedding": True}])
+def test_what_the_shapes_of_weights_do_not_tell_is_compared(flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"--{next(iter(flags)).replace('_', '-')} .*give the same"):
+        check_continues(args_of(**flags), args_of(), NAME)

@@ -261,3 +261,31 @@ def test_in_an_epoch_another_number_of_processes_is_told_of(
     go_on(corpus, tmp_path / "of two", tmp_path / "of one")
     assert "was saved by 2 processes after 4 batches of an epoch, and 1 go on" in caplog.text
     assert "--reset-dataloader" in caplog.text
+
+
+@pytest.mark.parametrize("start", ["--restore-file", "--finetune-from-model"])
+def test_another_dictionary_of_the_same_size_is_refused(
+    corpus: Corpus, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str
+) -> None:
+    other = Corpus(corpus.raw, tmp_path / "bin")
+    shutil.copytree(corpus.bin, other.bin)
+    for path in other.bin.glob("dict.*.txt"):
+        path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    flags = routing_flags("pair", "token", tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        train(other, tmp_path / "out", *flags, *SAVING, start, saved / LAST)
+    assert exit.value.code == 2
+    message = f"is not the dictionary that {start} {saved / LAST} was trained with; give the data directory"
+    assert message in capsys.readouterr().err
+
+
+def test_other_language_tokens_are_refused_where_training_goes_on_and_told_of_where_it_begins(
+    corpus: Corpus, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    message = f"--encoder-langtok src: {saved / LAST} was trained with --encoder-langtok tgt"
+    with pytest.raises(SystemExit):
+        go_on(corpus, saved, tmp_path / "on", "--encoder-langtok", "src")
+    assert message.replace(str(saved), str(tmp_path / "on")) in capsys.readouterr().err
+    flags = (*routing_flags("pair", "token", tmp_path), "--encoder-langtok", "src")
+    train(corpus, tmp_path / "anew", *flags, *SAVING, "--finetune-from-model", saved / LAST)
+    assert "--encoder-langtok src: --finetune-from-model" in caplog.text
