@@ -9,7 +9,7 @@ from typing import Any
 from taskmoe_plugin.convert.source import Source
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.config import check_args, remember_languages, set_moe_defaults
-from taskmoe_plugin.subnet.checkpoint import MODEL
+from taskmoe_plugin.models.loading import MODEL
 from taskmoe_plugin.tasks.remembered_flags import remember_stock_flags
 
 STOCK_TASK = "translation_multi_simple_epoch"

@@ -16,7 +16,7 @@ from taskmoe_plugin.models.packed_experts import KEY, packed_entry
 from taskmoe_plugin.moe.quantize import Packed, quantize
 from taskmoe_plugin.parallel.manifest import is_stacked
 from taskmoe_plugin.subnet.scratch import Scratch
-from taskmoe_plugin.subnet.weights import rounded
+from taskmoe_plugin.subnet.weights import is_gate, rounded
 
 
 def quantize_experts(bits: int, group: int | None, dtype: torch.dtype | None) -> Conversion:
@@ -61,9 +61,8 @@ def _quantize(bits: int, group: int | None, dtype: torch.dtype | None, source: S
 
 
 def _rest(source: Source, name: str, dtype: torch.dtype | None, scratch: Scratch) -> Tensor:
-    is_gate = ".router." in name or ".tasks." in name
     tensor = source.kept(name, scratch)
-    if dtype is None or is_gate or not tensor.is_floating_point():
+    if dtype is None or is_gate(name) or not tensor.is_floating_point():
         return tensor
     return rounded(source.tensors.tensor(name), name, dtype)
 

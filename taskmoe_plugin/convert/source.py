@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, load
 from taskmoe_plugin.models.config import check_format, set_moe_defaults
-from taskmoe_plugin.models.loading import reading_flags
+from taskmoe_plugin.models.loading import MODEL, model_name, reading_flags
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.parallel.manifest import KEY, is_stacked
 from taskmoe_plugin.parallel.shards import ExpertShards
-from taskmoe_plugin.subnet.checkpoint import MODEL, MappedTensors
+from taskmoe_plugin.subnet.checkpoint import MappedTensors
 from taskmoe_plugin.subnet.scratch import Scratch
 
 DENSE = "transformer"
@@ -109,13 +108,8 @@ def _cfg(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     return {**cfg, **as_namespace}
 
 
-def _model_name(args: Namespace) -> str:
-    arch: str = getattr(args, "arch", None) or getattr(args, "_name", None) or ""
-    return ARCH_MODEL_NAME_REGISTRY.get(arch, arch)  # type: ignore[no-any-return]
-
-
 def _check_model(path: Path, args: Namespace) -> None:
-    name = _model_name(args)
+    name = model_name(args)
     if name not in (DENSE, MODEL):
         raise TaskMoEError(f"{path}: a checkpoint of {name or 'an unknown model'}; give one of {DENSE} or {MODEL}")
     if SubnetShape.is_subnet(args):

@@ -10,16 +10,14 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 import torch
-from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
 from taskmoe_plugin.errors import UsageError, raise_all
 from taskmoe_plugin.models.config import STACKS, check_format, set_moe_defaults
-from taskmoe_plugin.models.loading import reading_flags
+from taskmoe_plugin.models.loading import MODEL, model_name, reading_flags
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.subnet_shape import SubnetShape
 from taskmoe_plugin.models.task_table import split_pair
 
-MODEL = "taskmoe_transformer"
 # Flags that change what a weight is or does: of each stack, of both, and of their MoE layers.
 DENSE = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
 OF_BOTH = ("activation_fn", "no_scale_embedding", "task_low_rank", "task_low_rank_by")
@@ -50,10 +48,9 @@ def check_continues(
         UsageError: it is dense and training would go on, a subnet, or was trained with other flags, languages or tasks.
         TaskMoEError: it is of another format, or damaged.
     """
-    arch = getattr(trained, "arch", None) or getattr(trained, "_name", None)
-    if ARCH_MODEL_NAME_REGISTRY.get(arch, arch) != MODEL:
+    if model_name(trained) != MODEL:
         if not finetuned:
-            _check_dense(args, arch, name)
+            _check_dense(args, name)
         if langs:
             # Their order is that of their tokens in the dictionaries.
             check_languages(args.taskmoe_langs, ",".join(langs), name)
@@ -102,12 +99,12 @@ def _check_warmup(own: StackConfig, before: StackConfig, name: str, finetuned: b
         )
 
 
-def _check_dense(args: Namespace, arch: str | None, name: str) -> None:
+def _check_dense(args: Namespace, name: str) -> None:
     experts = any(StackConfig.from_args(args, stack).moe_layers for stack in STACKS)
     if experts or args.task_low_rank:
         missing, remedy = ("experts", "make experts of its networks") if experts else ("low-rank matrices", "add them")
         raise UsageError(
-            f"{name}: is a dense model (--arch {arch}), which has no {missing} to go on with; give one of {MODEL}, or, "
+            f"{name}: is a dense model, which has no {missing} to go on with; give one of {MODEL}, or, "
             f"to {remedy}, --finetune-from-model"
         )
 

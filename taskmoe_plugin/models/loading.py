@@ -12,11 +12,24 @@ from typing import Any
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError
+
+MODEL = "taskmoe_transformer"
+
+
+def model_name(args: Any) -> str:
+    """What the model of some arguments is registered as, that of a named architecture; empty if they do not say.
+
+    Args:
+        args: a Namespace, or, as a subnet for stock fairseq has them, a dictionary.
+    """
+    own = args if isinstance(args, Mapping) else vars(args) if isinstance(args, Namespace) else {}
+    arch = own.get("arch") or own.get("_name") or ""
+    return ARCH_MODEL_NAME_REGISTRY.get(arch, arch)  # type: ignore[no-any-return]
 
 
 @contextmanager

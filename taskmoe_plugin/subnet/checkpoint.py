@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.loading import LoadError, MissingFile, load
 from taskmoe_plugin.models.config import MAX_EXPERTS, STACKS, check_format, set_moe_defaults
-from taskmoe_plugin.models.loading import check_weights, reading_flags
+from taskmoe_plugin.models.loading import MODEL, check_weights, model_name, reading_flags
 from taskmoe_plugin.models.packed_experts import KEY as PACKED
 from taskmoe_plugin.models.packed_experts import PackedParameters
 from taskmoe_plugin.models.subnet_shape import SubnetShape
@@ -25,7 +24,6 @@ from taskmoe_plugin.parallel.manifest import KEY
 from taskmoe_plugin.parallel.shards import ExpertShards
 from taskmoe_plugin.subnet import pages
 
-MODEL = "taskmoe_transformer"
 TIED = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"
 
 
@@ -205,11 +203,10 @@ def _load(path: Path) -> Any:
 
 
 def _check_model(path: Path, args: Any) -> None:
-    arch = getattr(args, "arch", None) or (args.get("_name") if isinstance(args, dict) else None)
-    model = ARCH_MODEL_NAME_REGISTRY.get(arch, arch)
+    model = model_name(args)
     if model != MODEL:
         kind = "a dense model, which has no experts" if model == "transformer" else f"not {MODEL}"
-        raise TaskMoEError(f"--path {path}: a checkpoint of architecture {arch}, {kind}; give one of {MODEL}")
+        raise TaskMoEError(f"--path {path}: a checkpoint of {model or 'an unknown model'}, {kind}; give one of {MODEL}")
     if SubnetShape.is_subnet(args):
         raise TaskMoEError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
     if args.moe_expert_count > MAX_EXPERTS:

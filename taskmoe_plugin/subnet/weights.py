@@ -60,7 +60,7 @@ def build_recipes(
     if dtype is not None:
         # A gate computes in fp32 whatever the model does.
         found = {
-            name: recipe if _is_gate(name) else replace(recipe, make=partial(_rounded, recipe.make, name, dtype))
+            name: recipe if is_gate(name) else replace(recipe, make=partial(_rounded, recipe.make, name, dtype))
             for name, recipe in found.items()
         }
     tied = {name: found[original] for name, original in tensors.tied.items() if name in tensors.names()}
@@ -167,7 +167,8 @@ def _part_name(stack: StackPlan, layer: int, part: str) -> str:
     return prefix + (f"moe.experts.{part.replace('.', '_')}" if layer in stack.moe_layers else part)
 
 
-def _is_gate(name: str) -> bool:
+def is_gate(name: str) -> bool:
+    """Whether a tensor of this name is one of gates, which compute in fp32 whatever the model does."""
     return ".router." in name or ".tasks." in name
 
 

@@ -12,7 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from taskmoe_plugin.cli.main import main
+from taskmoe_plugin.convert import moefy as conversion
+from taskmoe_plugin.convert.dense import sparse_cfg
+from taskmoe_plugin.convert.source import Source
 from taskmoe_plugin.convert.unit_mass import counted_mass
+from taskmoe_plugin.models.config import STACKS
+from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
 from taskmoe_plugin.subnet.references import References
 from tests.convert.checkpoints import SHARED, assert_same_function, load, write_dense
@@ -86,6 +91,22 @@ def test_each_language_keeps_the_experts_with_most_of_its_activation(
     # The last bias is added once.
     bias = model["decoder.layers.1.moe.experts.fc2_bias"]
     assert torch.allclose(2 * bias, state["decoder.layers.1.fc2.bias"].expand(EXPERTS, -1))
+
+
+def test_units_are_measured_by_source_in_the_encoder_and_by_target_in_the_decoder(corpus: Corpus, dense: Path) -> None:
+    source = Source.open(dense)
+    options = conversion.Options(EXPERTS, 2, (corpus.bin,), "valid", None, 1)
+    args = sparse_cfg(source, conversion._flags(source, options))["model"]
+    found = conversion._measure(source, [StackConfig.from_args(args, stack) for stack in STACKS], options)
+    references = References(Checkpoint.open(dense), [corpus.bin], PAIRS, "valid", None)
+    for side, stack in enumerate(STACKS):
+        # de-fr has no way back, so that the two sides of a language differ.
+        with counted_mass(getattr(references.model, stack)) as masses:
+            for pair in PAIRS:
+                if pair.split("-")[side] == "de":
+                    references.run(pair)
+        for layer, mass in enumerate(masses):
+            torch.testing.assert_close(found[f"{stack}.layers.{layer}"][1], mass)
 
 
 def test_the_subnet_of_a_language_pair_is_a_smaller_dense_model(corpus: Corpus, dense: Path, tmp_path: Path) -> None:

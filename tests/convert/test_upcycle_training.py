@@ -104,7 +104,7 @@ def test_the_optimizer_goes_on(corpus: Corpus, dense: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--restore-file", "DENSE"], "--restore-file DENSE: is a dense model (--arch transformer), which has no "
+        (["--restore-file", "DENSE"], "--restore-file DENSE: is a dense model, which has no "
          "experts to go on with; give one of taskmoe_transformer, or, to make experts of its networks, --finetune"),
         (["--finetune-from-model", "DENSE", "--langs", "de,en,fr"], "--langs de,en,fr: --finetune-from-model DENSE "
          "was trained with --langs en,de,fr; give the same"),
@@ -125,4 +125,4 @@ def test_a_save_directory_of_a_dense_model_is_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         train(corpus, dense.parent, *SPARSE)
-    assert f"{dense}: is a dense model (--arch transformer), which has no experts to go on" in capsys.readouterr().err
+    assert f"{dense}: is a dense model, which has no experts to go on" in capsys.readouterr().err

@@ -185,7 +185,7 @@ def sparse(path: Path, target: Path) -> Path:
         (wider_projection, "flags (size mismatch for decoder.layers.0.self_attn.k_proj.bias: "),
         (lacks_gates, 'flags (Missing key(s) in state_dict: "encoder.tasks.gates.weight".)'),
         (older_format, "has format 1, of an older version of taskmoe_plugin, and this one reads format 2"),
-        (other_architecture, "a checkpoint of architecture someone_elses_moe, not taskmoe_transformer"),
+        (other_architecture, "a checkpoint of someone_elses_moe, not taskmoe_transformer"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -219,7 +219,7 @@ def test_a_dense_checkpoint_is_refused(corpus: Corpus, tmp_path: Path, capsys: p
     run("train", *flags, "--optimizer", "adam", "--max-tokens", 300, "--max-update", 1, "--save-dir", directory)
     (tmp_path / "out").mkdir()
     line = error_of(capsys, tmp_path / "out", corpus.bin, directory / "checkpoint_last.pt", "en-de")
-    assert "a checkpoint of architecture transformer, a dense model, which has no experts" in line
+    assert "a checkpoint of transformer, a dense model, which has no experts" in line
 
 
 @pytest.mark.parametrize(
