@@ -47,6 +47,8 @@ def run(args: Namespace) -> None:
     # The processes import this package too, wherever this one has found it.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # As fairseq-train does, they look for nothing in the working directory.
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ[PARENT] = str(os.getpid())
     host, _, port = args.master.partition(":")
     where: list[Any] = ["--standalone"]

@@ -26,12 +26,15 @@ FLAGS = (
 
 
 @contextmanager
-def start(corpus: Corpus, save_dir: Path, *flags: Any) -> Iterator[subprocess.Popen[str]]:
+def start(
+    corpus: Corpus, save_dir: Path, *flags: Any, directory: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """Train on two processes, which end with the context; what they print comes line by line."""
     command = ["taskmoe", "launch", "--processes", "2", "--", "fairseq-train", *train_flags(corpus, save_dir, *flags)]
     script = "import sys; from taskmoe_plugin.cli.main import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-c", script, *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-P", "-c", script, *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=directory,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
     ) as process:  # fmt: skip
         try:

@@ -47,9 +47,12 @@ def test_two_launched_processes_train_as_one_does(corpus: Corpus, launched: Laun
 
 def test_what_is_wrong_with_flags_is_said_when_processes_have_met(corpus: Corpus, tmp_path: Path) -> None:
     flags = (*launching.FLAGS, "--moe-expert-count", 5)
-    with launching.start(corpus, tmp_path, *flags) as process:
+    # What else is in the working directory does not matter.
+    (tmp_path / "taskmoe_plugin").mkdir()
+    (tmp_path / "taskmoe_plugin" / "__init__.py").write_text("raise ImportError('another one')")
+    with launching.start(corpus, tmp_path / "out", *flags, directory=tmp_path) as process:
         lines = launching.finish(process)
-    assert process.returncode == 2
+    assert process.returncode == 2, lines[-5:]
     assert [line for line in lines if line.startswith("taskmoe: error: --moe-expert-count 5")]
     assert not [line for line in lines if "Traceback" in line]
 
