@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from taskmoe_plugin.cli.main import main
@@ -50,3 +51,23 @@ def test_a_row_of_all_parameters_is_rewritten_as_one_of_each(tmp_path: Path) -> 
         assert torch.equal(found[key], torch.cat([part.flatten() for part in parts]))
     history = by_parameter["optimizer_history"][-1]
     assert history["criterion_name"] == "TaskMoELabelSmoothedCrossEntropyCriterion"
+
+
+@pytest.mark.parametrize(
+    ("moments", "groups", "message"),
+    [
+        ({"exp_avg_sq_row": torch.zeros(3)}, 1, "exp_avg_sq_row"),
+        ({"exp_avg": torch.zeros(3)}, 2, "cannot be divided among experts"),
+    ],
+    ids=["another optimizer", "two groups"],
+)
+def test_a_state_that_is_not_known_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], moments: dict[str, Any], groups: int, message: str
+) -> None:
+    count = sum(each.requires_grad for each in build_model("transformer", **SHARED).parameters())
+    group = {"lr": 0.1, "params": [*range(count)]}
+    with pytest.raises(SystemExit):
+        rewritten(tmp_path, "other", {"state": {0: {"step": 1, **moments}}, "param_groups": [group] * groups})
+    error = capsys.readouterr().err
+    assert message in error
+    assert "leave out --optimizer" in error

@@ -227,12 +227,18 @@ def test_what_cannot_be_pruned_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_chooses_by_task_or_was_pruned_already_is_refused(
-    template: Path, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_model_that_chooses_by_language_or_was_pruned_already_is_refused(
+    corpus: Corpus, template: Path, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--experts", 2, "--metric", "random")
     pruned = prune(full, tmp_path / "pruned.pt", *flags)
-    for path, message in ((template, "no stack routes by token"), (pruned, "is pruned to languages already")):
+    chosen = (*DEFAULT, *BY_TOKEN, "--moe-expert-count", EXPERTS, "--moe-language-experts", 2)
+    by_language = write_model(corpus, template, tmp_path / "language.pt", *chosen)
+    for path, message in (
+        (template, "no stack routes by token"),
+        (pruned, "is pruned to languages already"),
+        (by_language, "was trained with --moe-language-experts"),
+    ):
         with pytest.raises(SystemExit):
             prune(path, tmp_path / "again.pt", *flags)
         assert message in capsys.readouterr().err
