@@ -225,7 +225,11 @@ DAMAGES: dict[str, tuple[Wanted, ...]] = {
         *ANY_FILE,
         Wanted(damages.text, ("no SentencePiece model", "cannot be loaded")),
         Wanted(damages.empty, ("no SentencePiece model", "cannot be loaded")),
-        Wanted(damages.truncated, ("no SentencePiece model", "cannot be loaded", "of the pieces"), harmless=True),
+        Wanted(
+            damages.truncated,
+            ("no SentencePiece model", "damaged (", "cannot be loaded", "of the pieces"),
+            harmless=True,
+        ),
     ),
     "description": (
         Wanted(damages.removed, ("no subnet.json",)),
