@@ -49,7 +49,7 @@ class Start:
 def checkpoint_directories(args: Namespace) -> list[Path]:
     """Where a checkpoint that these flags name may be, and so the files of its experts."""
     names = [name for name in (getattr(args, "path", None) or "").split(":") if name]
-    if getattr(args, "save_dir", None):
+    if getattr(args, "save_dir", None) and hasattr(args, "restore_file"):
         _, start = _named(args)
         names += [str(start)] if start else []
     names += [name for flag in ("finetune_from_model", "distill_from") if (name := getattr(args, flag, None))]
