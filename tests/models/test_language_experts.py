@@ -163,3 +163,12 @@ def test_sets_and_preferences_are_computed_in_full_precision(amp: bool) -> None:
     assert all(record.gates.probs.dtype == torch.float32 for each in extra["moe"].values() for record in each)
     torch.cat(kept(logits, batch)).float().square().sum().backward()
     assert all(each.grad.isfinite().all() for each in model.encoder.tasks.parameters())
+
+
+def test_preferences_are_added_in_full_precision() -> None:
+    torch.manual_seed(0)
+    candidates = Candidates(torch.ones(2, EXPERTS, dtype=torch.bool), torch.randn(2, EXPERTS), torch.tensor([1, 0]))
+    logits, row = torch.randn(4, EXPERTS), torch.tensor([0, 1, 1, 0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = candidates.restrict(logits, row)
+    torch.testing.assert_close(found, logits + candidates.preference[candidates.task[row]], rtol=1e-6, atol=1e-6)

@@ -19,6 +19,7 @@ from taskmoe_plugin.moe import (
     expert_capacity,
     sort_assignments,
 )
+from taskmoe_plugin.moe.kernels import gather_weighted
 from tests.helpers.moe import make_layer
 
 WIDTH = 3
@@ -224,3 +225,15 @@ def test_experts_of_any_number_are_sorted(count: int) -> None:
     found = sort_assignments(experts, count)
     assert found.order.tolist() == [1, 2, 0]
     assert found.ends[[0, count - 3, count - 2, count - 1]].tolist() == [1, 1, 2, 3]
+
+
+def test_weights_of_what_was_left_out_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, grad, y = torch.rand(3, 2), torch.randn(3, 1, 4), torch.randn(4, 4)
+    order, row = torch.tensor([0, 2, 3, 5, 1, 4]), torch.tensor([0, 1, 1, 2, 0, 2])
+    # What memory happens to hold.
+    monkeypatch.setattr(torch, "empty_like", lambda like: torch.full_like(like, torch.nan))
+    _, found = gather_weighted(grad, row, weights, order, y, True)
+    assert found is not None
+    assert not found.view(-1)[[1, 4]].any()
+    expected = (grad[:, 0][row[:4]] * y).sum(dim=1)
+    torch.testing.assert_close(found.view(-1)[order[:4]], expected)
