@@ -16,7 +16,7 @@ from taskmoe_plugin.convert.conversion import Converted
 from taskmoe_plugin.convert.source import Source
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.models.config import STACKS
-from taskmoe_plugin.models.continuing import DENSE, OF_EXPERTS
+from taskmoe_plugin.models.continuing import DENSE, OF_BOTH, OF_EXPERTS
 from taskmoe_plugin.subnet.scratch import Scratch
 from taskmoe_plugin.tasks.remembered_flags import COMPARED, MEMORY
 
@@ -24,8 +24,8 @@ from taskmoe_plugin.tasks.remembered_flags import COMPARED, MEMORY
 EXPERTS = re.compile(r"\.moe\.(experts|router)\."), re.compile(r"\.tasks\.gates\.(weight|head_start)$")
 # What two models must have in common that the shapes of their tensors do not tell.
 SAME_FLAGS = (
-    "taskmoe_langs", "taskmoe_lang_pairs", "taskmoe_groups", "activation_fn", "no_scale_embedding", *OF_EXPERTS,
-    "moe_dense_training", "moe_expert_bits", "task_low_rank_by",
+    "taskmoe_langs", "taskmoe_lang_pairs", "taskmoe_groups", *OF_BOTH, *OF_EXPERTS, "moe_dense_training",
+    "moe_expert_bits",
     *(f"{stack}_{part}" for stack in STACKS for part in (*DENSE, "moe_routing", "normalize_before")),
 )  # fmt: skip
 

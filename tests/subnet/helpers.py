@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from fairseq import tasks
 
@@ -70,3 +71,21 @@ def extract(corpus: Corpus, path: Path, output_dir: Path, pairs: str, *flags: An
         [str(each) for each in (corpus.bin, "--path", path, "--lang-pairs", pairs, "--output-dir", output_dir, *flags)]
     )
     return output_dir / pairs.split(",")[0]
+
+
+def error_of(
+    capsys: pytest.CaptureFixture[str], output_dir: Path, data: Any, path: Any, pairs: str, *flags: Any, status: int = 1
+) -> str:
+    """The one line that extraction stops with, after nothing was written."""
+    before = sorted(output_dir.rglob("*"))
+    argv = (data, "--path", path, "--lang-pairs", pairs, "--output-dir", output_dir, *flags)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(each) for each in argv])
+    assert stopped.value.code == status
+    assert sorted(output_dir.rglob("*")) == before
+    output = capsys.readouterr()
+    assert not output.out
+    lines = [line for line in output.err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    assert "Traceback" not in output.err
+    return lines[0]

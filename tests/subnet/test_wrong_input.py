@@ -1,48 +1,22 @@
-"""What a user can get wrong ends in one clear line and status 1, with nothing written."""
+"""A checkpoint, pair or flag that is wrong ends in one clear line and its status, with nothing written."""
 
 from __future__ import annotations
 
 import pickle
-import resource
-import signal
-import subprocess
-import sys
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from taskmoe_plugin.cli.extract_subnet import main
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.subnet import argos_format
-from taskmoe_plugin.subnet import extract as extraction
-from taskmoe_plugin.tasks.remembered_flags import forget_dictionaries
 from tests.helpers.commands import run
 from tests.helpers.corpus import Corpus
 from tests.helpers.tasks import LANGTOKS, task_flags
 from tests.helpers.training import SIZES
-from tests.subnet.helpers import extract, load, rewrite, write_model
-
-
-def error_of(
-    capsys: pytest.CaptureFixture[str], output_dir: Path, data: Any, path: Any, pairs: str, *flags: Any, status: int = 1
-) -> str:
-    """The one line that extraction stops with, after nothing was written."""
-    before = sorted(output_dir.rglob("*"))
-    argv = (data, "--path", path, "--lang-pairs", pairs, "--output-dir", output_dir, *flags)
-    with pytest.raises(SystemExit) as stopped:
-        main([str(each) for each in argv])
-    assert stopped.value.code == status
-    assert sorted(output_dir.rglob("*")) == before
-    output = capsys.readouterr()
-    assert not output.out
-    lines = [line for line in output.err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    assert "Traceback" not in output.err
-    return lines[0]
+from tests.subnet.helpers import error_of, extract, load, rewrite, write_model
 
 
 class Foreign:
@@ -275,88 +249,6 @@ def test_a_subnet_is_no_model_to_extract_from(
     assert "is a subnet already" in error_of(capsys, tmp_path / "second", corpus.bin, subnet, "en-de")
 
 
-def shortened(corpus: Corpus, data: Path) -> str:
-    path = data / "dict.en.txt"
-    path.write_text("".join((corpus.bin / "dict.en.txt").read_text().splitlines(keepends=True)[:-3]))
-    return f"{path}: has 43 symbols with the language tokens, the checkpoint's embeddings have 46"
-
-
-def malformed(corpus: Corpus, data: Path) -> str:
-    path = data / "dict.en.txt"
-    path.write_text("a word without a count\n")
-    return f"{path}: line 1 is not 'piece count': 'a word without a count'"
-
-
-def not_utf8(corpus: Corpus, data: Path) -> str:
-    path = data / "dict.en.txt"
-    path.write_bytes(b"\xff\xfe 1\n")
-    return f"{path}: cannot be read"
-
-
-def reordered(corpus: Corpus, data: Path) -> str:
-    lines = (corpus.bin / "dict.en.txt").read_text().splitlines(keepends=True)
-    for lang in ("en", "de"):
-        (data / f"dict.{lang}.txt").write_text("".join(reversed(lines)))
-    return f"{data / 'dict.en.txt'}: is not the dictionary that the model was trained with; give the DATA_BIN"
-
-
-def missing(corpus: Corpus, data: Path) -> str:
-    return f"{data / 'dict.en.txt'}: no such file; give the DATA_BIN that fairseq-preprocess wrote"
-
-
-@pytest.mark.parametrize("spoil", [shortened, malformed, not_utf8, reordered, missing], ids=lambda each: each.__name__)
-def test_a_dictionary_that_does_not_fit_is_refused(
-    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any
-) -> None:
-    (tmp_path / "data").mkdir()
-    expected = spoil(corpus, tmp_path / "data")
-    assert expected in error_of(capsys, tmp_path / "out", tmp_path / "data", full, "en-de")
-
-
-def test_what_training_did_not_remember_of_dictionaries_must_be_equal_where_one_is_shared(
-    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = rewrite(full, tmp_path / "full.pt", lambda state: forget_dictionaries(state["cfg"]["task"]))
-    data = tmp_path / "data"
-    data.mkdir()
-    lines = (corpus.bin / "dict.en.txt").read_text().splitlines(keepends=True)
-    (data / "dict.en.txt").write_text("".join(lines))
-    (data / "dict.de.txt").write_text("".join(reversed(lines)))
-    line = error_of(capsys, tmp_path / "out", data, path, "en-de")
-    assert f"{data}: the dictionaries of en and de differ, and the model has one for both" in line
-
-
-def test_a_dictionary_that_has_moved_since_training_is_that_of_the_data(
-    corpus: Corpus, full: Path, tmp_path: Path
-) -> None:
-    moved = str(tmp_path / "moved.txt")
-    path = rewrite(full, tmp_path / "full.pt", lambda state: setattr(state["cfg"]["task"], "fixed_dictionary", moved))
-    assert (extract(corpus, path, tmp_path / "out", "en-de") / "model.pt").exists()
-
-
-@pytest.mark.parametrize(
-    "form", [("--half", "fp16"), ("--format", "ctranslate2", "--quantization", "float16")], ids=lambda form: form[-1]
-)
-def test_weights_that_half_precision_cannot_hold_are_refused(
-    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: tuple[str, ...]
-) -> None:
-    path = rewrite(full, tmp_path / "f.pt", lambda state: state["model"]["decoder.layer_norm.weight"].fill_(7e4))
-    assert "no finite numbers in float16" in error_of(capsys, tmp_path / "out", corpus.bin, path, "en-de", *form)
-
-
-def test_data_that_trimming_or_verifying_needs_must_be_there(
-    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    for lang in ("en", "de"):
-        (data / f"dict.{lang}.txt").write_text((corpus.bin / f"dict.{lang}.txt").read_text())
-    line = error_of(capsys, tmp_path / "out", data, full, "en-de", "--trim-vocabulary")
-    assert f"{data}: no training data of en-de (train.en-de.en.bin), which --trim-vocabulary needs" in line
-    line = error_of(capsys, tmp_path / "out", data, full, "en-de", "--verify")
-    assert f"{data}: no test set of en-de; binarise one" in line
-
-
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -380,94 +272,3 @@ def test_pairs_that_are_no_pairs_are_wrong_usage(
     corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: str
 ) -> None:
     assert "give pairs such as en-de,en-fr, or all" in error_of(capsys, tmp_path, corpus.bin, full, pairs, status=2)
-
-
-def test_a_directory_with_something_in_it_is_left_alone(
-    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    directory = tmp_path / "en-de"
-    directory.mkdir()
-    (directory / "model.pt").write_text("precious")
-    line = error_of(capsys, tmp_path, corpus.bin, full, "de-en,en-de")
-    assert f"{directory}: exists and is not empty; give --force to replace it" in line
-    assert (directory / "model.pt").read_text() == "precious"
-    extract(corpus, full, tmp_path, "en-de", "--force")
-    assert sorted(path.name for path in directory.iterdir()) == [
-        "README.md",
-        "dict.de.txt",
-        "dict.en.txt",
-        "model.pt",
-        "subnet.json",
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["en-de"]
-
-
-def test_an_empty_directory_is_used_and_a_file_in_its_place_refused(
-    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "en-de").mkdir()
-    extract(corpus, full, tmp_path, "en-de")
-    capsys.readouterr()
-    (tmp_path / "de-en").write_text("")
-    assert "exists and is no directory" in error_of(capsys, tmp_path, corpus.bin, full, "de-en", "--force")
-
-
-def test_what_was_there_stays_when_replacing_it_fails(
-    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = extract(corpus, full, tmp_path, "en-de")
-    before = (directory / "subnet.json").read_text()
-    capsys.readouterr()
-
-    def full_disk(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(extraction, "write_json", full_disk)
-    line = error_of(capsys, tmp_path, corpus.bin, full, "en-de", "--force")
-    assert f"{directory}: cannot be written (No space left on device); nothing was kept of it" in line
-    assert (directory / "subnet.json").read_text() == before
-
-
-EXTRACT = "import sys; from taskmoe_plugin.cli.extract_subnet import main; main(sys.argv[1:])"
-
-
-@pytest.mark.parametrize("form", [("--format", "fairseq"), ("--format", "ctranslate2")], ids=lambda form: form[1])
-def test_running_out_of_space_leaves_nothing(corpus: Corpus, full: Path, tmp_path: Path, form: tuple[str, ...]) -> None:
-    # No file may grow beyond 20 kB, as on a disk that is full by then.
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", EXTRACT, str(corpus.bin), "--path", str(full), "--lang-pairs", "en-de",
-         "--output-dir", str(tmp_path), *form],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert result.returncode == 1
-    [line] = [line for line in result.stderr.splitlines() if "error: " in line]
-    assert f"{tmp_path / 'en-de'}: cannot be written" in line
-    assert "Traceback" not in result.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_an_interrupted_run_leaves_nothing(corpus: Corpus, full: Path, tmp_path: Path, kind: signal.Signals) -> None:
-    # Verification is where most of the time goes; here it never ends.
-    script = f"""
-import time
-from taskmoe_plugin.subnet import extract
-extract.Verifier.verify = lambda *args: (print("verifying", flush=True), time.sleep(60))
-{EXTRACT}"""
-    argv = [corpus.bin, "--path", full, "--lang-pairs", "en-de", "--output-dir", tmp_path, "--verify"]
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background, a shell has them ignore SIGINT, which children inherit.
-        preexec_fn=partial(signal.signal, kind, signal.SIG_DFL),
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "verifying\n"
-    assert [path.name.startswith(".en-de") for path in tmp_path.iterdir()] == [True]
-    process.send_signal(kind)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "interrupted; the unfinished subnet was not kept" in errors
-    assert "Traceback" not in errors
-    assert not list(tmp_path.iterdir())

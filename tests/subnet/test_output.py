@@ -1,0 +1,108 @@
+"""What is in the place of a subnet stays, and a run that fails or is interrupted leaves nothing."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskmoe_plugin.subnet import extract as extraction
+from tests.helpers.corpus import Corpus
+from tests.subnet.helpers import error_of, extract
+
+
+def test_a_directory_with_something_in_it_is_left_alone(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "en-de"
+    directory.mkdir()
+    (directory / "model.pt").write_text("precious")
+    line = error_of(capsys, tmp_path, corpus.bin, full, "de-en,en-de")
+    assert f"{directory}: exists and is not empty; give --force to replace it" in line
+    assert (directory / "model.pt").read_text() == "precious"
+    extract(corpus, full, tmp_path, "en-de", "--force")
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "README.md",
+        "dict.de.txt",
+        "dict.en.txt",
+        "model.pt",
+        "subnet.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["en-de"]
+
+
+def test_an_empty_directory_is_used_and_a_file_in_its_place_refused(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "en-de").mkdir()
+    extract(corpus, full, tmp_path, "en-de")
+    capsys.readouterr()
+    (tmp_path / "de-en").write_text("")
+    assert "exists and is no directory" in error_of(capsys, tmp_path, corpus.bin, full, "de-en", "--force")
+
+
+def test_what_was_there_stays_when_replacing_it_fails(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = extract(corpus, full, tmp_path, "en-de")
+    before = (directory / "subnet.json").read_text()
+    capsys.readouterr()
+
+    def full_disk(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(extraction, "write_json", full_disk)
+    line = error_of(capsys, tmp_path, corpus.bin, full, "en-de", "--force")
+    assert f"{directory}: cannot be written (No space left on device); nothing was kept of it" in line
+    assert (directory / "subnet.json").read_text() == before
+
+
+EXTRACT = "import sys; from taskmoe_plugin.cli.extract_subnet import main; main(sys.argv[1:])"
+
+
+@pytest.mark.parametrize("form", [("--format", "fairseq"), ("--format", "ctranslate2")], ids=lambda form: form[1])
+def test_running_out_of_space_leaves_nothing(corpus: Corpus, full: Path, tmp_path: Path, form: tuple[str, ...]) -> None:
+    # No file may grow beyond 20 kB, as on a disk that is full by then.
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", EXTRACT, str(corpus.bin), "--path", str(full), "--lang-pairs", "en-de",
+         "--output-dir", str(tmp_path), *form],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert f"{tmp_path / 'en-de'}: cannot be written" in line
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_an_interrupted_run_leaves_nothing(corpus: Corpus, full: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    # Verification is where most of the time goes; here it never ends.
+    script = f"""
+import time
+from taskmoe_plugin.subnet import extract
+extract.Verifier.verify = lambda *args: (print("verifying", flush=True), time.sleep(60))
+{EXTRACT}"""
+    argv = [corpus.bin, "--path", full, "--lang-pairs", "en-de", "--output-dir", tmp_path, "--verify"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, a shell has them ignore SIGINT, which children inherit.
+        preexec_fn=partial(signal.signal, kind, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "verifying\n"
+    assert [path.name.startswith(".en-de") for path in tmp_path.iterdir()] == [True]
+    process.send_signal(kind)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "interrupted; the unfinished subnet was not kept" in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
