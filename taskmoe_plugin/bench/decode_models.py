@@ -57,7 +57,7 @@ def given_source(args: Namespace, sentences: int) -> Source:
         raise UsageError(
             "DATA_BIN needs --path CKPT and --lang-pair PAIR; without all three, random models are measured"
         )
-    Checkpoint.open(Path(args.path))
+    Checkpoint.open(Path(args.path), f"--path {args.path}")
     lang = args.lang_pair.split("-")[0]
     data, name = Path(args.data_bin), f"test.{args.lang_pair}.{lang}"
     dictionary = data / f"dict.{lang}.txt"

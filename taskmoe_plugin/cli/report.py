@@ -54,7 +54,4 @@ def run(args: Namespace) -> None:
         files.write(report, args.output_dir, plots=not args.no_plots)
     except KeyboardInterrupt:
         raise TaskMoEError(f"--output-dir {args.output_dir}: interrupted; nothing was written, run again") from None
-    except TaskMoEError as error:
-        # Its texts name the flag that extraction has for the checkpoint.
-        raise type(error)(str(error).removeprefix("--path ")) from error
     print(table.summary(report))

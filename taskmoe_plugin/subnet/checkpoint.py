@@ -141,6 +141,11 @@ class Checkpoint:
     tensors: MappedTensors
 
     @property
+    def name(self) -> str:
+        """What to call it in an error."""
+        return self.tensors.name
+
+    @property
     def args(self) -> Namespace:
         """The arguments of the model."""
         return self.cfg["model"]  # type: ignore[no-any-return]
@@ -165,14 +170,19 @@ class Checkpoint:
         return self.args.task_low_rank  # type: ignore[no-any-return]
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
+    def open(cls, path: Path, name: str | None = None) -> Checkpoint:
         """Map a checkpoint into memory without reading its tensors.
+
+        Args:
+            path: where it is.
+            name: what to call it in an error; None: by its path.
 
         Raises:
             TaskMoEError: the file is missing, broken, unsafe, or no ``taskmoe_transformer`` checkpoint, or its tensors
                 are not those of its flags.
         """
-        state = _load(path)
+        name = name or str(path)
+        state = _load(path, name)
         cfg = state.get("cfg") if isinstance(state, dict) else None
         if (
             not isinstance(cfg, dict)
@@ -180,38 +190,39 @@ class Checkpoint:
             or not {"model", "task", "criterion", "common"} <= cfg.keys()
             or "optimizer_history" not in state
         ):
-            raise TaskMoEError(f"--path {path}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
-        args, name = cfg["model"], f"--path {path}"
+            raise TaskMoEError(f"{name}: not a fairseq checkpoint; give a checkpoint_*.pt that training wrote")
+        args = cfg["model"]
         with reading_flags(name):
-            _check_model(path, args)
+            _check_model(name, args)
             check_format(args, name)
             set_moe_defaults(args)  # a checkpoint of an earlier version lacks the flags that came after it
-            found = cls(path, cfg, state["optimizer_history"], MappedTensors.of_model(path, name, args, state["model"]))
+            tensors = MappedTensors.of_model(path, name, args, state["model"])
+            found = cls(path, cfg, state["optimizer_history"], tensors)
             _check_codes(name, [*found.langs, *(code for pair in found.pairs for code in split_pair(pair))])
-        found.tensors.read_alone()
-        found.tensors.check(args)
+        tensors.read_alone()
+        tensors.check(args)
         return found
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, name: str) -> Any:
     try:
         return load(path)
     except MissingFile as error:
-        raise TaskMoEError(f"--path {path}: {error}; give a checkpoint_*.pt that training wrote") from error
+        raise TaskMoEError(f"{name}: {error}; give a checkpoint_*.pt that training wrote") from error
     except LoadError as error:
-        raise TaskMoEError(error.of(f"--path {path}")) from error
+        raise TaskMoEError(error.of(name)) from error
 
 
-def _check_model(path: Path, args: Any) -> None:
+def _check_model(name: str, args: Any) -> None:
     model = model_name(args)
     if model != MODEL:
         kind = "a dense model, which has no experts" if model == "transformer" else f"not {MODEL}"
-        raise TaskMoEError(f"--path {path}: a checkpoint of {model or 'an unknown model'}, {kind}; give one of {MODEL}")
+        raise TaskMoEError(f"{name}: a checkpoint of {model or 'an unknown model'}, {kind}; give one of {MODEL}")
     if SubnetShape.is_subnet(args):
-        raise TaskMoEError(f"--path {path}: is a subnet already; give the checkpoint that it was extracted from")
+        raise TaskMoEError(f"{name}: is a subnet already; give the checkpoint that it was extracted from")
     if args.moe_expert_count > MAX_EXPERTS:
         raise TaskMoEError(
-            f"--path {path}: its flags say {args.moe_expert_count} experts, which no model has; give a checkpoint that "
+            f"{name}: its flags say {args.moe_expert_count} experts, which no model has; give a checkpoint that "
             "training wrote"
         )
 

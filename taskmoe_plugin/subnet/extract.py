@@ -118,7 +118,7 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
         TaskMoEError: anything a user can put right. Subnets that were complete by then are kept.
     """
     pages.return_freed_memory()
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, f"--path {path}")
     pieces = PieceModel.read(options.sentencepiece_model) if options.sentencepiece_model else None
     reader = DictionaryReader(checkpoint, options.data)
     jobs = [

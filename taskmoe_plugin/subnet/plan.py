@@ -130,7 +130,7 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
     bits = checkpoint.args.moe_expert_bits
     if bits is not None:
         raise TaskMoEError(
-            f"--path {checkpoint.path}: was trained with --moe-expert-bits {bits}, and its weights are not rounded; "
+            f"{checkpoint.name}: was trained with --moe-expert-bits {bits}, and its weights are not rounded; "
             f"run taskmoe convert quantize --bits {bits}, and extract from what that writes"
         )
     for pair in pairs:
@@ -144,7 +144,7 @@ def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
                 "model, of which no stack routes by task; separate the pairs with commas"
             )
         raise TaskMoEError(
-            f"--path {checkpoint.path}: no stack routes by task, so every pair needs the whole model; train with "
+            f"{checkpoint.name}: no stack routes by task, so every pair needs the whole model; train with "
             "source, target, pair or group routing, or with --task-low-rank"
         )
     source, target = (each - 1 for each in _ids(checkpoint.langs, pairs[0]))

@@ -44,9 +44,7 @@ class References:
         task, arch = checkpoint.cfg["task"], checkpoint.args.arch
         self._tasks = {pair: build_task(task, arch, data[0], pair) for pair in pairs}
         self._subset = subset
-        self.model: Any = build_model(
-            checkpoint.args, self._tasks[pairs[0]], checkpoint.tensors.all(), f"--path {checkpoint.path}"
-        )
+        self.model: Any = build_model(checkpoint.args, self._tasks[pairs[0]], checkpoint.tensors.all(), checkpoint.name)
 
     def run(self, pair: str) -> None:
         """Run the model over the sentences of a pair, given their references, with a bar of progress on a terminal."""

@@ -138,7 +138,7 @@ class Verifier:
         if self._model is None:
             tensors = self.checkpoint.tensors
             weights = tensors.all()
-            self._model = build_model(self.checkpoint.args, self._task(pair), weights, f"--path {self.checkpoint.path}")
+            self._model = build_model(self.checkpoint.args, self._task(pair), weights, self.checkpoint.name)
         return self._model
 
 

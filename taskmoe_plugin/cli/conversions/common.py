@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskmoe_plugin.errors import TaskMoEError
-
 if TYPE_CHECKING:
     from taskmoe_plugin.convert.conversion import Conversion
 
@@ -57,8 +55,4 @@ def _run(args: Namespace) -> None:
     conversion = args.conversion(args)
     from taskmoe_plugin.convert.conversion import run_conversion
 
-    try:
-        print(run_conversion(args.checkpoint, args.output, args.force, conversion))
-    except TaskMoEError as error:
-        # What reads checkpoints names the flag that extraction has for them.
-        raise type(error)(str(error).removeprefix("--path ")) from error
+    print(run_conversion(args.checkpoint, args.output, args.force, conversion))
