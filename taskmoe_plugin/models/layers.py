@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,60 +14,68 @@ from torch.utils.checkpoint import checkpoint
 
 from taskmoe_plugin.moe import CurrentLanguages, FeedForward, GateRecord, Languages, MoELayer, Routing, Tokens
 
-OF_A_BATCH = frozenset(("routing", "record"))
-
 
 def _nothing(x: Tensor) -> Tensor:
     return x
+
+
+class LayerBatch(threading.local):
+    """What a layer is told of a batch, and what it leaves. Each thread has its own, so that several may use a model.
+
+    Attributes:
+        routing: what an MoE layer does with the batch, see ``RoutedLayer``.
+        record: what the last pass leaves for losses and statistics, if it used an MoE layer.
+    """
+
+    routing: Routing | Tokens | FeedForward | None = None
+    record: GateRecord | None = None
+
+    def __reduce__(self) -> tuple[type[LayerBatch], tuple[()]]:
+        return LayerBatch, ()  # the copy of a layer is in no batch
 
 
 class StackLayer(nn.Module):
     """Mixed into fairseq's layers: one that its stack tells about a batch, for which their ``forward`` has no argument.
 
     Attributes:
-        routing: what an MoE layer does with the batch, see ``RoutedLayer``.
+        batch: what it is told.
         languages: of the batch, where the stack has low-rank language matrices.
-        record: what the last pass leaves for losses and statistics, if it used an MoE layer.
         checkpointed: whether activations are computed again in the backward pass instead of kept.
     """
 
-    routing: Routing | Tokens | FeedForward | None = None
     languages: CurrentLanguages | None = None
-    record: GateRecord | None = None
-    checkpointed: bool = False
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # What changes with every batch, and in every step of decoding, is neither parameter nor module, of which
-        # nn.Module would make sure first.
-        if name in OF_A_BATCH:
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+    def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(cfg, *args, **kwargs)
+        self.batch = LayerBatch()
+        self.checkpointed: bool = cfg.checkpoint_activations
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (self.checkpointed and self.training and torch.is_grad_enabled()):
             return super().forward(*args, **kwargs)
         languages = self.languages and self.languages.now
-        output, self.record = checkpoint(self._run, languages, self.routing, *args, use_reentrant=False, **kwargs)
+        routing = self.batch.routing
+        output, self.batch.record = checkpoint(self._run, languages, routing, *args, use_reentrant=False, **kwargs)
         return output
 
     def _run(self, languages: Languages | None, routing: Any, *args: Any, **kwargs: Any) -> Any:
         # What the stack has told is an argument: in the backward pass, the stack has forgotten it.
-        before, self.routing = self.routing, routing
+        batch = self.batch
+        before, batch.routing = batch.routing, routing
         try:
             with nullcontext() if self.languages is None else self.languages.set(languages):
-                return super().forward(*args, **kwargs), self.record
+                return super().forward(*args, **kwargs), batch.record
         finally:
-            self.routing, self.record = before, None
+            batch.routing, batch.record = before, None
 
 
 class RoutedLayer(StackLayer):
     """Puts an MoE layer where fairseq's layers build the feed-forward network ``fc2(dropout(activation(fc1(x))))``.
 
     ``fc1`` is the whole network, and what follows it does nothing, so that fairseq's own ``forward`` serves: attention,
-    residuals, norms and incremental states stay its business. A stack sets ``routing`` on each of its layers before
-    they run: the batch's routing, its tokens where this layer's router decides, or the one network that all of its
-    tokens use.
+    residuals, norms and incremental states stay its business. A stack sets ``batch.routing`` of each of its layers
+    before they run: the batch's routing, its tokens where this layer's router decides, or the one network that all of
+    its tokens use.
     """
 
     moe: MoELayer
@@ -86,11 +95,12 @@ class RoutedLayer(StackLayer):
         self.activation_dropout_module = nn.Identity()
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.routing, FeedForward):
-            return self.routing(x)
-        if self.routing is None:
+        batch = self.batch
+        if isinstance(batch.routing, FeedForward):
+            return batch.routing(x)
+        if batch.routing is None:
             raise RuntimeError("an MoE layer was run outside its stack, which routes the batch")
-        output, self.record = self.moe(x, self.routing)
+        output, batch.record = self.moe(x, batch.routing)
         return output  # type: ignore[no-any-return]
 
 
@@ -100,7 +110,6 @@ class TaskMoEEncoderLayer(RoutedLayer, TransformerEncoderLayerBase):
     def __init__(self, cfg: Any, moe: MoELayer, return_fc: bool = False) -> None:
         super().__init__(cfg, return_fc=return_fc)
         self.install(moe)
-        self.checkpointed = cfg.checkpoint_activations
 
 
 class TaskMoEDecoderLayer(RoutedLayer, TransformerDecoderLayerBase):
@@ -109,20 +118,11 @@ class TaskMoEDecoderLayer(RoutedLayer, TransformerDecoderLayerBase):
     def __init__(self, cfg: Any, moe: MoELayer, no_encoder_attn: bool = False) -> None:
         super().__init__(cfg, no_encoder_attn)
         self.install(moe)
-        self.checkpointed = cfg.checkpoint_activations
 
 
 class LowRankEncoderLayer(StackLayer, TransformerEncoderLayerBase):
     """An encoder layer without MoE layer, which gets low-rank language matrices."""
 
-    def __init__(self, cfg: Any, return_fc: bool = False) -> None:
-        super().__init__(cfg, return_fc=return_fc)
-        self.checkpointed = cfg.checkpoint_activations
-
 
 class LowRankDecoderLayer(StackLayer, TransformerDecoderLayerBase):
     """A decoder layer without MoE layer, which gets low-rank language matrices."""
-
-    def __init__(self, cfg: Any, no_encoder_attn: bool = False) -> None:
-        super().__init__(cfg, no_encoder_attn)
-        self.checkpointed = cfg.checkpoint_activations

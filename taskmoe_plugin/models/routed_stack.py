@@ -24,7 +24,7 @@ class StackRouting:
     """What the MoE layers of a stack do with one batch.
 
     Attributes:
-        layers: for each MoE layer, see ``RoutedLayer.routing``.
+        layers: for each MoE layer, see ``LayerBatch.routing``.
         records: what losses and statistics need, where it is known before any layer runs.
     """
 
@@ -161,16 +161,17 @@ class RoutedStack:
     def routed(self, routing: StackRouting, languages: Languages | None) -> Iterator[list[GateRecord]]:
         """Within the context the layers compute a batch; the list has the records of those that ran afterwards."""
         records: list[GateRecord] = []
-        for layer, each in zip(self.routed_layers, routing.layers):
-            layer.routing, layer.record = each, None
+        batches = [layer.batch for layer in self.routed_layers]
+        for batch, each in zip(batches, routing.layers):
+            batch.routing, batch.record = each, None
         try:
             with nullcontext() if self.low_rank is None else self.low_rank.current.set(languages):
                 yield records
-            found = routing.records or [layer.record for layer in self.routed_layers if layer.record is not None]
+            found = routing.records or [batch.record for batch in batches if batch.record is not None]
             records.extend(found)
         finally:
-            for layer in self.routed_layers:
-                layer.routing = layer.record = None
+            for batch in batches:
+                batch.routing = batch.record = None
 
     def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], int]) -> None:
         """Tell the gates of tasks the tokens of each (source language id, target language id)."""

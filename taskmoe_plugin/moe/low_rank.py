@@ -7,6 +7,7 @@ Xu et al. 2023, arXiv 2305.13993). Given one language for both, each language ha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,14 +92,17 @@ class Languages:
         return cls(source, target, pair)
 
 
-class CurrentLanguages:
-    """The languages of the batch that a stack is computing, for all its low-rank maps.
+class CurrentLanguages(threading.local):
+    """The languages of the batch that a stack is computing, for all its low-rank maps. Each thread has its own.
 
     Attributes:
         now: None while there is no batch.
     """
 
     now: Languages | None = None
+
+    def __reduce__(self) -> tuple[type[CurrentLanguages], tuple[()]]:
+        return CurrentLanguages, ()  # the copy of a stack is in no batch
 
     @contextmanager
     def set(self, languages: Languages | None) -> Iterator[None]:
