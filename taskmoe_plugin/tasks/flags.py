@@ -123,7 +123,12 @@ def _metric(args: Namespace) -> Iterator[str]:
         yield f"--best-checkpoint-metric {metric}: validation has it with --eval-bleu; give that, too"
 
 
+def _constraints(args: Namespace) -> Iterator[str]:
+    if getattr(args, "constraints", None):
+        yield "--constraints: fairseq's multilingual tasks do not take them; leave it out"
+
+
 _CHECKS: tuple[Callable[[Namespace], Iterator[str]], ...] = (
     _not_finite, _languages, _restore_file, _teacher, _finetuning, _least, _probabilities, _heads, _metric,
-    check_optimizer,
+    _constraints, check_optimizer,
 )  # fmt: skip

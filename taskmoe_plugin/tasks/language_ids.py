@@ -120,21 +120,30 @@ class LanguageIdDatasetManager(MultilingualDatasetManager):
         try:
             dataset = super().load_a_dataset(src=src, tgt=tgt, **kwargs)
         except AssertionError as error:
-            raise TaskMoEError(f"{self.args.data}: the data of {src}-{tgt}: {error}; {AGAIN}") from error
+            impl = self.args.dataset_impl
+            remedy = f"leave --dataset-impl {impl} out" if impl else AGAIN
+            text = str(error).rstrip(".")
+            raise TaskMoEError(f"{self.args.data}: the data of {src}-{tgt}: {text}; {remedy}") from error
         pad = self.get_target_dictionary(tgt).pad()
         ids = self.lang_dict.index(src), self.lang_dict.index(tgt)
         return LanguageIdDataset(dataset, *ids, pad, self.args.left_pad_target)
 
-    def pairs_without_data(self, split: str) -> list[str]:
-        """The pairs of ``--lang-pairs`` and ``--extra-lang-pairs`` of which the data directories have no such split."""
+    def missing_data(self, split: str) -> list[str]:
+        """What is wrong with the pairs whose data directories, or whose kind's, have no such split."""
         known = self.get_split_num_data_shards(split)
-        _, pairs_of = self.get_data_paths_and_lang_pairs(split)
-        return [
-            pair
-            for kind, pairs in pairs_of.items()
-            for pair in pairs
-            if self.get_dataset_key(kind, *split_pair(pair)) not in known
-        ]
+        paths, pairs_of = self.get_data_paths_and_lang_pairs(split)
+        problems = []
+        for kind, pairs in pairs_of.items():
+            missing = [pair for pair in pairs if self.get_dataset_key(kind, *split_pair(pair)) not in known]
+            if missing and kind not in paths:
+                problems.append(f"--extra-lang-pairs: names pairs of {kind}, of which --extra-data names no directory")
+            elif missing:
+                flag = "--lang-pairs" if kind == "main" else "--extra-lang-pairs"
+                problems.append(
+                    f"{paths[kind]}: no {split} data for {', '.join(missing)}; "
+                    f"run fairseq-preprocess for it, or leave the pair out of {flag}"
+                )
+        return problems
 
 
 def complete_language_ids(sample: dict[str, Any], pair: tuple[int, int] | None = None) -> dict[str, Any]:

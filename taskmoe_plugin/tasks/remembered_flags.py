@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq import utils
+from fairseq.checkpoint_utils import get_maybe_sharded_checkpoint_filename
 from fairseq.data import Dictionary
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 
@@ -31,7 +32,8 @@ DEFAULTS: Mapping[str, Any] = {
     "left_pad_target": "False",
 }
 PADDING = ("left_pad_source", "left_pad_target")
-COMPARED = ("langs", "encoder_langtok", "decoder_langtok", "lang_tok_replacing_bos_eos", *DEFAULTS)
+LANGTOKS = ("encoder_langtok", "decoder_langtok")
+COMPARED = ("langs", *LANGTOKS, "lang_tok_replacing_bos_eos", *DEFAULTS)
 DICTIONARIES = ("source_dict", "target_dict", "fixed_dictionary")
 # Other data may be translated, and dictionaries may have moved: these are taken up and not compared.
 TAKEN_UP = ("lang_pairs", "extra_data")
@@ -58,8 +60,11 @@ def complete_flags(args: Namespace) -> None:
         if (value := getattr(args, name)) is not None:
             setattr(args, name, str(utils.eval_bool(value) if isinstance(value, str) else value))
     memories = list(_memories(args))
+    # For fairseq what --langtoks says of the main data goes before these two; a checkpoint's flags have all three.
+    overruled = not hasattr(args, MEMORY) and "main" in (args.langtoks or {})
+    compared = [name for name in COMPARED if not (overruled and name in LANGTOKS)]
     for place, trained in memories:
-        _check(args, place, trained)
+        _check(args, compared, place, trained)
         _take_up(args, trained)
     if memories:
         _, trained = memories[0]
@@ -160,6 +165,8 @@ def _memories(args: Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "the checkpoint", getattr(args, MEMORY)
         return
     for path in filter(None, utils.split_paths(getattr(args, "path", None) or "")):
+        suffix, shards = (getattr(args, f"checkpoint_{name}", None) for name in ("suffix", "shard_count"))
+        path = get_maybe_sharded_checkpoint_filename(path, suffix or "", 0, shards or 1)
         try:
             cfg = load(Path(path)).get("cfg")
         except MissingFile:
@@ -170,10 +177,10 @@ def _memories(args: Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             yield path, getattr(cfg["task"], MEMORY)
 
 
-def _check(args: Namespace, place: str, trained: Mapping[str, Any]) -> None:
+def _check(args: Namespace, compared: Sequence[str], place: str, trained: Mapping[str, Any]) -> None:
     problems = [
         _contradiction(name, getattr(args, name), place, trained[name])
-        for name in COMPARED
+        for name in compared
         if not _left_out(getattr(args, name)) and _text(getattr(args, name)) != _text(trained[name])
     ]
     problems += [

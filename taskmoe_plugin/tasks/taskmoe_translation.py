@@ -18,7 +18,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
 
-from taskmoe_plugin.errors import UsageError, use_one_line_errors
+from taskmoe_plugin.errors import UsageError, raise_all, use_one_line_errors
 from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
@@ -102,12 +102,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split, or raise ``UsageError`` if a pair has none."""
-        missing = self.data_manager.pairs_without_data(split)
-        if missing:
-            raise UsageError(
-                f"{self.args.data}: no {split} data for {', '.join(missing)}; "
-                "run fairseq-preprocess for it, or leave the pair out of --lang-pairs"
-            )
+        raise_all(self.data_manager.missing_data(split))
         super().load_dataset(split, epoch, combine, **kwargs)
 
     def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
@@ -127,6 +122,12 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
             _check_averages(model)
         # It is of this run alone, and would otherwise be in the checkpoint.
         del args.taskmoe_processes
+        if not hasattr(model, "check_pair") and from_checkpoint:
+            raise UsageError(
+                f"{self._checkpoint_name(start)}: a model of --arch {args.arch} does not take the language ids of "
+                "--task taskmoe_translation; use --task translation_multi_simple_epoch, or in an ensemble what taskmoe "
+                "convert upcycle makes of it"
+            )
         if not hasattr(model, "check_pair"):
             raise UsageError(
                 f"--arch {args.arch}: does not take the language ids of --task taskmoe_translation; use "
@@ -190,6 +191,20 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         lang_dict = self.data_manager.lang_dict
         return lang_dict.index(source), lang_dict.index(target)
 
+    def filter_indices_by_size(
+        self, indices: Any, dataset: Any, max_positions: Any = None, ignore_invalid_inputs: bool = False
+    ) -> Any:
+        """As fairseq's; a sentence that is too long, and not to be skipped, is a ``UsageError``."""
+        if not ignore_invalid_inputs:
+            _, ignored = dataset.filter_indices_by_size(indices, max_positions)
+            if len(ignored):
+                pieces = ", ".join(map(str, map(int, dataset.size(ignored[0]))))
+                raise UsageError(
+                    f"sentence {ignored[0]}: has {pieces} pieces of source and target, and at most {max_positions} are "
+                    "taken; give --skip-invalid-size-inputs-valid-test to leave out such sentences"
+                )
+        return super().filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
+
     def create_batch_sampler_func(
         self,
         max_positions: Any,
@@ -208,19 +223,24 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
                 indices = dataset.ordered_indices()
             if max_positions is not None:
                 indices = self.filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
+            if not len(indices) and dataset not in self.datasets.values():
+                return []  # all that was given to translate is too long, and to be skipped
             if not len(indices):
                 raise UsageError(
                     "no sentence is as short as --max-tokens, --max-source-positions and --max-target-positions ask "
                     "for; give larger ones"
                 )
-            batches = list(
-                dataset.batch_by_size(
-                    indices,
-                    max_tokens=max_tokens,
-                    max_sentences=max_sentences,
-                    required_batch_size_multiple=required_batch_size_multiple,
+            try:
+                batches = list(
+                    dataset.batch_by_size(
+                        indices,
+                        max_tokens=max_tokens,
+                        max_sentences=max_sentences,
+                        required_batch_size_multiple=required_batch_size_multiple,
+                    )
                 )
-            )
+            except AssertionError as error:  # before it looks at sentences
+                raise UsageError(f"--max-tokens {max_tokens}: {error}; give more") from error
             # Batches are consecutive runs of indices; fairseq drops the last one if it is not a full multiple.
             kept = sum(len(batch) for batch in batches)
             return batches if kept == len(indices) else [*batches, indices[kept:]]
@@ -338,7 +358,9 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if spec is None:
             return {}
         manager = self.data_manager
-        return {manager.lang_dict.index(lang): manager.get_decoder_langtok(lang, spec) for lang in self.target_langs}
+        # A program may translate into another language than the task was set up for.
+        langs = self.target_langs if self.training else [self.args.target_lang]
+        return {manager.lang_dict.index(lang): manager.get_decoder_langtok(lang, spec) for lang in langs}
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Log what the criterion logs and, in validation, the losses (in bits) and BLEU of every direction."""

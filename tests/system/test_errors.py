@@ -133,6 +133,23 @@ def test_a_stock_architecture_is_refused(corpus: Corpus, tmp_path: Path, capsys)
     assert "--arch transformer_tiny: does not take the language ids" in message
 
 
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ((), "--extra-lang-pairs: names pairs of mined, of which --extra-data names no directory"),
+        (("--extra-data",), "no train data for en-de; run fairseq-preprocess for it, or leave the pair out of --extra"),
+    ],
+)
+def test_extra_data_that_is_missing_is_named(corpus: Corpus, tmp_path: Path, capsys, extra, expected: str) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    values = [f"{{'mined': '{empty}'}}"] if extra else []
+    flags = ("--extra-lang-pairs", "{'mined': 'en-de'}", *extra, *values)
+    message = error_of(capsys, train, corpus, tmp_path / "save", *flags)
+    assert expected in message
+    assert (str(empty) in message) == bool(extra)
+
+
 def test_a_data_directory_that_is_missing_is_named(tmp_path: Path, capsys) -> None:
     nowhere = Corpus(tmp_path, tmp_path / "nowhere")
     assert f"{tmp_path / 'nowhere'}" in error_of(capsys, train, nowhere, tmp_path)

@@ -162,6 +162,44 @@ def test_sampling_gives_several_translations_of_each_sentence(corpus: Corpus, ch
     assert again.hypotheses == output.hypotheses
 
 
+LONG = " ".join(["ba"] * 1100)
+SKIP = "--skip-invalid-size-inputs-valid-test"
+
+
+def test_a_line_that_is_too_long_is_skipped(corpus: Corpus, checkpoint: Path) -> None:
+    flags = generate_flags(corpus, checkpoint, "en-de", SKIP)
+    expected = run("interactive", *flags, stdin="ba do\ngu ka\n").hypotheses
+    found = run("interactive", *flags, stdin=f"ba do\n{LONG}\ngu ka\n").hypotheses
+    assert_same(found, {0: expected[0], 2: expected[1]})
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), "sentence 0: has 1101, 0 pieces of source and target, and at most (1024, 1024) are taken"),
+        ((SKIP, "--max-tokens", 2), "--max-tokens 2: "),
+        (("--constraints",), "--constraints: fairseq's multilingual tasks do not take them"),
+    ],
+)
+def test_what_cannot_be_translated_is_told_in_one_line(
+    corpus: Corpus, checkpoint: Path, capsys, flags: tuple, expected: str
+) -> None:
+    text = "ba do gu\n" if flags else f"{LONG}\n"
+    with pytest.raises(SystemExit) as stopped:
+        run("interactive", *generate_flags(corpus, checkpoint, "en-de", *flags), stdin=text)
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_stock_model_in_an_ensemble_is_named(corpus: Corpus, checkpoint: Path, tmp_path: Path, capsys) -> None:
+    flags = ("--lang-pairs", "en-de", "--output-dir", tmp_path)
+    main(["extract", *map(str, (corpus.bin, "--path", checkpoint, *flags))])
+    both = f"{checkpoint}:{tmp_path / 'en-de' / 'model.pt'}"
+    with pytest.raises(SystemExit):
+        generate(corpus, both, "en-de")
+    assert f"--path {both}: a model of --arch transformer does not take" in capsys.readouterr().err
+
+
 def load_hub(corpus: Corpus, checkpoint: Path, **settings: Any) -> Any:
     return TaskMoETransformerModel.from_pretrained(
         str(checkpoint.parent), checkpoint.name, str(corpus.bin), user_dir=str(USER_DIR),
@@ -179,6 +217,23 @@ def test_the_hub_interface_translates_as_generate_does(corpus: Corpus, checkpoin
     found = [text.split() for text in hub.translate(lines, beam=2, max_len_b=12)]
     assert [[word for word in text if word != "__de__"] for text in found] == expected
     assert hub.translate(lines[3], beam=2, max_len_b=12).split() == found[3]
+
+
+def test_the_hub_interface_takes_nothing_and_lines_that_are_too_long(corpus: Corpus, checkpoint: Path) -> None:
+    hub = load_hub(corpus, checkpoint)
+    assert hub.translate([]) == []
+    assert hub.generate([hub.encode(LONG)], skip_invalid_size_inputs=True) == []
+
+
+def test_a_program_may_go_on_to_another_pair(corpus: Corpus, checkpoint: Path) -> None:
+    hub, other = (load_hub(corpus, checkpoint, source_dict=dictionary, target_dict=dictionary)
+                  for dictionary in [str(corpus.bin / "dict.en.txt")] * 2)  # fmt: skip
+    lines = corpus.lines("test", "en", "de", "en")[:5]
+    for target in ("fr", "de"):
+        other.task.args.target_lang = target
+        found = other.translate(lines, beam=2, max_len_b=12)
+        assert all(each.startswith(f"__{target}__") for each in found)
+    assert found == hub.translate(lines, beam=2, max_len_b=12)
 
 
 def test_the_hub_interface_takes_a_constraint_on_the_tokens(corpus: Corpus, checkpoint: Path) -> None:

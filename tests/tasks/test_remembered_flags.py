@@ -62,6 +62,25 @@ def test_what_is_left_out_is_what_was_trained(corpus: Corpus, trained: Path) -> 
     assert len(short) == 21
 
 
+def test_a_checkpoint_with_a_suffix_is_one_too(corpus: Corpus, trained: Path, tmp_path: Path, capsys) -> None:
+    shutil.copy(trained, tmp_path / "model-a.pt")
+    suffixed = (tmp_path / "model.pt", "--checkpoint-suffix=-a")
+    assert used(corpus, *suffixed).hypotheses == used(corpus, trained).hypotheses
+    with pytest.raises(SystemExit):
+        used(corpus, *suffixed, "--encoder-langtok", "tgt")
+    assert "model-a.pt was trained with --encoder-langtok src" in capsys.readouterr().err
+
+
+def test_flags_of_training_are_no_contradiction_of_it(corpus: Corpus, tmp_path: Path) -> None:
+    """For fairseq --langtoks goes before --encoder-langtok."""
+    flags = (
+        "--encoder-langtok", "tgt", "--decoder-langtok", "--langtoks-specs", "main,mined",
+        "--langtoks", "{'main': ('src.mined', 'tgt.mined')}",
+    )  # fmt: skip
+    path = train(corpus.bin, tmp_path, *flags)
+    assert used(corpus, path, *flags).hypotheses == used(corpus, path).hypotheses
+
+
 def test_the_input_of_a_loaded_model_is_that_of_its_training(corpus: Corpus, trained: Path) -> None:
     """fairseq takes padding that it reads from a checkpoint for False, whatever it was."""
     for path, left in ((trained, False), (train(corpus.bin, trained.parent / "left"), True)):
