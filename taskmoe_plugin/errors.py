@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import TextIO
 
 PROGRAM = "taskmoe"
 USAGE, FAILURE = 2, 1
+MOST_NAMES = 20  # that a line lists
 
 
 class TaskMoEError(Exception):
@@ -28,6 +29,13 @@ class UsageError(TaskMoEError):
     """A flag, or a combination of flags, that cannot work."""
 
     exit_code = USAGE
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas between them; of many the first, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:MOST_NAMES])
+    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES:,} more"
 
 
 def raise_all(problems: Sequence[str]) -> None:

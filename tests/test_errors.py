@@ -9,7 +9,7 @@ import pytest
 from torch import multiprocessing
 
 from taskmoe_plugin import errors
-from taskmoe_plugin.errors import TaskMoEError, UsageError, one_line_errors, raise_all
+from taskmoe_plugin.errors import TaskMoEError, UsageError, listed, one_line_errors, raise_all
 
 
 @pytest.mark.parametrize(("error", "status"), [(UsageError("--flag: wrong"), 2), (TaskMoEError("file: broken"), 1)])
@@ -86,3 +86,10 @@ def test_nothing_is_printed_by_an_error_in_a_program(capsys: pytest.CaptureFixtu
     assert not isinstance(UsageError(""), SystemExit)
     assert TaskMoEError("").exit_code == errors.FAILURE
     assert not capsys.readouterr().err
+
+
+def test_of_many_names_a_line_lists_the_first() -> None:
+    assert listed(["en-de", "de-en"]) == "en-de, de-en"
+    line = listed(str(number) for number in range(10_000))
+    assert line.startswith("0, 1, 2, ")
+    assert line.endswith(", 19 and 9,980 more")

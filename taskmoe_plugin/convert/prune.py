@@ -17,7 +17,7 @@ from taskmoe_plugin.convert.activity import Activity, counted_choices
 from taskmoe_plugin.convert.conversion import Converted
 from taskmoe_plugin.convert.expert_choice import METRICS, best, best_beyond
 from taskmoe_plugin.convert.source import Source
-from taskmoe_plugin.errors import TaskMoEError, UsageError
+from taskmoe_plugin.errors import TaskMoEError, UsageError, listed
 from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.subnet_shape import Restriction, SubnetShape
@@ -91,7 +91,7 @@ def prune(source: Source, scratch: Scratch, options: Options) -> Converted:
     others = {stack: SubnetShape.of(cfg["model"], stack) or SubnetShape() for stack in STACKS}
     SubnetShape.write(cfg["model"], {**others, **shapes})
     model |= {name: source.kept(name, scratch) for name in source.tensors.names() if name not in model}
-    return Converted(cfg, model, f"kept {' and '.join(done)} for {','.join(pairs)}")
+    return Converted(cfg, model, f"kept {' and '.join(done)} for {listed(pairs)}")
 
 
 def _check(checkpoint: Checkpoint, configs: Sequence[StackConfig], pairs: Sequence[str], options: Options) -> None:
@@ -109,7 +109,7 @@ def _check(checkpoint: Checkpoint, configs: Sequence[StackConfig], pairs: Sequen
         )
     for pair in pairs:
         if pair not in checkpoint.pairs:
-            raise UsageError(f"--lang-pairs {pair}: {path} was not trained on it; it has {','.join(checkpoint.pairs)}")
+            raise UsageError(f"--lang-pairs {pair}: {path} was not trained on it; it has {listed(checkpoint.pairs)}")
     if options.experts is not None and min(options.experts) < configs[0].top_k:
         raise UsageError(
             f"--experts {min(options.experts)}: a token of this model has {configs[0].top_k}; give at least as many"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taskmoe_plugin.errors import TaskMoEError, UsageError, raise_all
+from taskmoe_plugin.errors import TaskMoEError, UsageError, listed, raise_all
 from taskmoe_plugin.models.task_table import ROUTINGS, TASK_ROUTINGS
 from taskmoe_plugin.moe.quantize import BITS
 
@@ -196,7 +196,7 @@ def _read_groups(path: str | None, pairs: Sequence[str]) -> dict[str, str]:
             )
     missing = [pair for pair in pairs if pair not in groups]
     if missing:
-        raise UsageError(f"--moe-task-groups {path}: no group for {', '.join(missing)}; add a line for each")
+        raise UsageError(f"--moe-task-groups {path}: no group for {listed(missing)}; add a line for each")
     return {pair: groups[pair] for pair in pairs}
 
 

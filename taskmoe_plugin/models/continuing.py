@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from taskmoe_plugin.errors import UsageError, raise_all
+from taskmoe_plugin.errors import UsageError, listed, raise_all
 from taskmoe_plugin.models.config import STACKS, check_format, set_moe_defaults
 from taskmoe_plugin.models.loading import MODEL, model_name, reading_flags
 from taskmoe_plugin.models.stack import StackConfig
@@ -150,8 +150,7 @@ def _check_tasks(args: Namespace, trained: Namespace, own: StackConfig, before: 
         unknown = [pair for pair, source, target in pairs if own.table.lookup[ids[source], ids[target]] < 0]
         if unknown:
             raise UsageError(
-                f"--lang-pairs {','.join(unknown)}: {name} was pruned to {','.join(restriction.pairs)}; leave out the "
-                "others"
+                f"--lang-pairs: {name} was pruned to {listed(restriction.pairs)}; leave out {listed(unknown)}"
             )
         return
     if own.routing == "group":
@@ -163,7 +162,11 @@ def _check_tasks(args: Namespace, trained: Namespace, own: StackConfig, before: 
                     f"it in {groups[pair]}; give the same groups"
                 )
     if own.table.names != before.table.names or not torch.equal(own.table.lookup, before.table.lookup):
+        pairs, known = (each.taskmoe_lang_pairs.split(",") for each in (args, trained))
+        new, missing = (list(dict.fromkeys(each)) for each in (set(pairs) - set(known), set(known) - set(pairs)))
+        what = [f"without {listed(sorted(new))}"] if new else []
+        what += [f"with {listed(sorted(missing))}"] if missing else []
         raise UsageError(
-            f"--lang-pairs {args.taskmoe_lang_pairs}: {name} was trained with --lang-pairs "
-            f"{trained.taskmoe_lang_pairs}, and the {own.stack}'s gates know its tasks by their order; give the same"
+            f"--lang-pairs: {name} was trained {' and '.join(what) or 'with the same in another order'}, and the "
+            f"{own.stack}'s gates know its tasks by their order; give the same pairs"
         )

@@ -69,14 +69,15 @@ class Restriction:
         kept = self._tasks(pairs, langs)
         allowed = {}
         for layer, tasks in self.allowed.items():
-            place = {expert: new for new, expert in enumerate(self.experts_of(layer, pairs, langs))}
+            own = sorted({expert for task in kept for expert in tasks[task]})
+            place = {expert: new for new, expert in enumerate(own)}
             allowed[layer] = tuple(tuple(place[expert] for expert in tasks[task]) for task in kept)
         return Restriction(self.by, tuple(pairs), allowed)
 
     def _tasks(self, pairs: Iterable[str], langs: Sequence[str]) -> list[int]:
         """The tasks of some pairs, in the order that they have without the others."""
-        names = self.table(langs).names
-        return [names.index(name) for name in TaskTable.build(self.by, langs, list(pairs)).names]
+        place = {name: task for task, name in enumerate(self.table(langs).names)}
+        return [place[name] for name in TaskTable.build(self.by, langs, list(pairs)).names]
 
 
 @dataclass(frozen=True)

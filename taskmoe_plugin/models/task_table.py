@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,18 +51,18 @@ class TaskTable:
         """
         trained = [split_pair(pair) for pair in pairs]
         sources, targets = {source for source, _ in trained}, {target for _, target in trained}
-        name_of: Callable[[str, str], str]
-        if routing == "source":
-            known, name_of = [(s, t) for s in langs for t in langs if s in sources], lambda s, t: s
-        elif routing == "target":
-            known, name_of = [(s, t) for t in langs for s in langs if t in targets], lambda s, t: t
-        elif routing == "pair":
-            known, name_of = trained, lambda s, t: f"{s}-{t}"
-        else:
-            known, name_of = trained, lambda s, t: (groups or {})[f"{s}-{t}"]
-        names = tuple(dict.fromkeys(name_of(*pair) for pair in known))
         ids = {lang: index for index, lang in enumerate(langs, 1)}
         lookup = torch.full((len(langs) + 1, len(langs) + 1), -1)
-        for source, target in known:
-            lookup[ids[source], ids[target]] = names.index(name_of(source, target))
-        return cls(names, lookup)
+        if routing in ("source", "target"):
+            names = [lang for lang in langs if lang in (sources if routing == "source" else targets)]
+            for task, lang in enumerate(names):
+                own = lookup[ids[lang], 1:] if routing == "source" else lookup[1:, ids[lang]]
+                own.fill_(task)
+            return cls(tuple(names), lookup)
+        of_pairs = [f"{source}-{target}" for source, target in trained]
+        if routing == "group":
+            of_pairs = [(groups or {})[pair] for pair in of_pairs]
+        place = {name: task for task, name in enumerate(dict.fromkeys(of_pairs))}
+        rows, columns = ([ids[lang] for lang in side] for side in zip(*trained))
+        lookup[rows, columns] = torch.tensor([place[name] for name in of_pairs])
+        return cls(tuple(place), lookup)

@@ -12,7 +12,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.models.transformer import base_architecture as dense_architecture
 from torch import Tensor, nn
 
-from taskmoe_plugin.errors import UsageError
+from taskmoe_plugin.errors import UsageError, listed
 from taskmoe_plugin.models.config import (
     STACKS,
     add_low_rank_args,
@@ -185,11 +185,11 @@ class TaskMoETransformerModel(TransformerModel):
             if restriction is not None:
                 raise UsageError(
                     f"--source-lang {source} --target-lang {target}: the {name} was pruned to the experts of other "
-                    f"pairs: {','.join(restriction.pairs)}"
+                    f"pairs: {listed(restriction.pairs)}"
                 )
             raise UsageError(
                 f"--source-lang {source} --target-lang {target}: the {name}'s {stack.moe_config.routing} routing "
-                f"knows only the pairs it was trained on: {self.args.taskmoe_lang_pairs}"
+                f"knows only the pairs it was trained on: {listed(self.args.taskmoe_lang_pairs.split(','))}"
             )
         if self.args.task_low_rank:
             seen = zip(*map(split_pair, self.args.taskmoe_lang_pairs.split(",")))
@@ -197,7 +197,7 @@ class TaskMoETransformerModel(TransformerModel):
                 if lang not in known:
                     raise UsageError(
                         f"{flag} {lang}: the low-rank matrices know only the languages they were trained on, here "
-                        f"{','.join(dict.fromkeys(known))}"
+                        f"{listed(dict.fromkeys(known))}"
                     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from taskmoe_plugin.models.low_rank import TENSORS
 from taskmoe_plugin.subnet.checkpoint import Checkpoint, MappedTensors
-from taskmoe_plugin.subnet.plan import Plan, StackForm, StackPlan, make_plan
+from taskmoe_plugin.subnet.plan import Plan, Planner, StackForm, StackPlan
 from taskmoe_plugin.subnet.report import Size
 from taskmoe_plugin.subnet.weights import ffn_dims
 
@@ -44,9 +44,9 @@ def subnet_sizes(checkpoint: Checkpoint) -> list[SubnetSize]:
     tensors = checkpoint.tensors
     full = Size.of_model(tensors).parameters
     outside = full - sum(tensors.shape(name).numel() for name in tensors.names() if _FEED_FORWARD.fullmatch(name))
-    sizes = []
+    sizes, planner = [], Planner(checkpoint)
     for pair in checkpoint.pairs:
-        plan = make_plan(checkpoint, [pair])
+        plan = planner.plan([pair])
         padded = outside + _feed_forward(tensors, plan, padded=True) if plan.dense else None
         sizes.append(SubnetSize(pair, plan.form, outside + _feed_forward(tensors, plan, padded=False), padded))
     return sizes

@@ -6,6 +6,7 @@ import hashlib
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +151,12 @@ class Checkpoint:
         """The arguments of the model."""
         return self.cfg["model"]  # type: ignore[no-any-return]
 
-    @property
+    @cached_property
     def langs(self) -> list[str]:
         """The languages, in the order of their ids."""
         return self.args.taskmoe_langs.split(",")  # type: ignore[no-any-return]
 
-    @property
+    @cached_property
     def pairs(self) -> list[str]:
         """The language pairs that the model was trained on, or pruned to."""
         for stack in STACKS:

@@ -31,7 +31,7 @@ from taskmoe_plugin.subnet import (
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
 from taskmoe_plugin.subnet.langtokens import check_built_in, left_open, prefixes
 from taskmoe_plugin.subnet.output import check_free
-from taskmoe_plugin.subnet.plan import Plan, make_plan
+from taskmoe_plugin.subnet.plan import Plan, Planner
 from taskmoe_plugin.subnet.report import Row, Size, count_parameters, describe_gates, versions, write_json
 from taskmoe_plugin.subnet.sentencepiece_model import PieceModel
 from taskmoe_plugin.subnet.verify import Verifier
@@ -121,8 +121,10 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
     checkpoint = Checkpoint.open(path, f"--path {path}")
     pieces = PieceModel.read(options.sentencepiece_model) if options.sentencepiece_model else None
     reader = DictionaryReader(checkpoint, options.data)
+    planner = Planner(checkpoint)
     jobs = [
-        _job(checkpoint, reader, pairs, pieces, options) for pairs in groups or [[pair] for pair in checkpoint.pairs]
+        _job(checkpoint, planner, reader, pairs, pieces, options)
+        for pairs in groups or [[pair] for pair in checkpoint.pairs]
     ]
     with _bar(total=path.stat().st_size, desc=f"SHA-256 of {path.name}", unit="B", unit_scale=True) as bar:
         digest = sha256(path, bar.update)
@@ -132,12 +134,17 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
 
 
 def _job(
-    checkpoint: Checkpoint, reader: DictionaryReader, pairs: Sequence[str], pieces: PieceModel | None, options: Options
+    checkpoint: Checkpoint,
+    planner: Planner,
+    reader: DictionaryReader,
+    pairs: Sequence[str],
+    pieces: PieceModel | None,
+    options: Options,
 ) -> _Job:
     name = "+".join(pairs)
     directory = options.output_dir / name
     check_free(directory, options.force)
-    plan = make_plan(checkpoint, pairs)
+    plan = planner.plan(pairs)
     args, task = checkpoint.args, checkpoint.cfg["task"]
     check_built_in(task, pairs, options.format)
     if options.in_ctranslate2:

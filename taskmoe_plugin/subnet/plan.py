@@ -11,7 +11,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.errors import TaskMoEError, listed
 from taskmoe_plugin.models.config import STACKS
 from taskmoe_plugin.models.stack import StackConfig
 from taskmoe_plugin.models.subnet_shape import SubnetShape
@@ -121,82 +121,105 @@ class Plan:
         return " ".join(filter(None, (union, pruned, partial))) or "folded"
 
 
-def make_plan(checkpoint: Checkpoint, pairs: Sequence[str]) -> Plan:
-    """Plan the subnet of some pairs.
+class Planner:
+    """Plans subnets of a model, whose flags and gates are read once.
+
+    Args:
+        checkpoint: the model.
 
     Raises:
-        TaskMoEError: the model does not translate a pair, or has nothing that could be left out.
+        TaskMoEError: its gates are damaged.
     """
-    bits = checkpoint.args.moe_expert_bits
-    if bits is not None:
-        raise TaskMoEError(
-            f"{checkpoint.name}: was trained with --moe-expert-bits {bits}, and its weights are not rounded; "
-            f"run taskmoe convert quantize --bits {bits}, and extract from what that writes"
-        )
-    for pair in pairs:
-        _check_pair(checkpoint, pair)
-    stacks = {stack: _plan_stack(checkpoint, stack, pairs) for stack in STACKS}
-    folds = bool(checkpoint.low_rank) and len(pairs) == 1
-    if not folds and all(stack.form in (StackForm.DENSE, StackForm.WHOLE) for stack in stacks.values()):
-        if checkpoint.low_rank:
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._langs = {lang: number for number, lang in enumerate(checkpoint.langs, 1)}
+        self._trained = [frozenset(side) for side in zip(*map(split_pair, checkpoint.pairs))]
+        self._configs = {stack: StackConfig.from_args(checkpoint.args, stack) for stack in STACKS}
+        self._gates = {
+            stack: task_tables(checkpoint.tensors, config)
+            for stack, config in self._configs.items()
+            if config.table is not None
+        }
+
+    def plan(self, pairs: Sequence[str]) -> Plan:
+        """Plan the subnet of some pairs.
+
+        Raises:
+            TaskMoEError: the model does not translate a pair, or has nothing that could be left out.
+        """
+        checkpoint = self._checkpoint
+        bits = checkpoint.args.moe_expert_bits
+        if bits is not None:
             raise TaskMoEError(
-                f"--lang-pairs {'+'.join(pairs)}: low-rank matrices fold for one pair, and several need the whole "
-                "model, of which no stack routes by task; separate the pairs with commas"
+                f"{checkpoint.name}: was trained with --moe-expert-bits {bits}, and its weights are not rounded; "
+                f"run taskmoe convert quantize --bits {bits}, and extract from what that writes"
             )
-        raise TaskMoEError(
-            f"{checkpoint.name}: no stack routes by task, so every pair needs the whole model; train with "
-            "source, target, pair or group routing, or with --task-low-rank"
-        )
-    source, target = (each - 1 for each in _ids(checkpoint.langs, pairs[0]))
-    factors = {name: stack.config.low_rank_factors(source, target) for name, stack in stacks.items()}
-    return Plan(tuple(pairs), stacks, factors if folds else None)
-
-
-def _check_pair(checkpoint: Checkpoint, pair: str) -> None:
-    """Raise ``TaskMoEError`` if the model does not translate a pair; it need not have been trained on it."""
-    where, trained = f"--lang-pairs {pair}: {checkpoint.path}", ",".join(checkpoint.pairs)
-    for lang in split_pair(pair):
-        if lang not in checkpoint.langs:
-            raise TaskMoEError(f"{where} does not know the language {lang}; it was trained on {trained}")
-    for stack in STACKS:
-        config = StackConfig.from_args(checkpoint.args, stack)
-        if config.table is not None and config.table.lookup[_ids(checkpoint.langs, pair)] < 0:
+        for pair in pairs:
+            self._check_pair(pair)
+        stacks = {stack: self._plan_stack(stack, pairs) for stack in STACKS}
+        folds = bool(checkpoint.low_rank) and len(pairs) == 1
+        if not folds and all(stack.form in (StackForm.DENSE, StackForm.WHOLE) for stack in stacks.values()):
+            if checkpoint.low_rank:
+                raise TaskMoEError(
+                    f"--lang-pairs {'+'.join(pairs)}: low-rank matrices fold for one pair, and several need the whole "
+                    "model, of which no stack routes by task; separate the pairs with commas"
+                )
             raise TaskMoEError(
-                f"{where} has no experts for it in the {stack}, which routes by {config.routing}; it was trained on "
-                f"{trained}"
+                f"{checkpoint.name}: no stack routes by task, so every pair needs the whole model; train with "
+                "source, target, pair or group routing, or with --task-low-rank"
             )
-    sides = zip(("source", "target"), split_pair(pair), zip(*map(split_pair, checkpoint.pairs)))
-    missing = next((f"{side} {lang}" for side, lang, known in sides if lang not in known), None)
-    if missing and checkpoint.low_rank:
-        raise TaskMoEError(f"{where} has no low-rank matrices for the {missing}; it was trained on {trained}")
+        source, target = (each - 1 for each in self._ids(pairs[0]))
+        factors = {name: stack.config.low_rank_factors(source, target) for name, stack in stacks.items()}
+        return Plan(tuple(pairs), stacks, factors if folds else None)
 
+    def _check_pair(self, pair: str) -> None:
+        """Raise ``TaskMoEError`` if the model does not translate a pair; it need not have been trained on it."""
+        where, trained = f"--lang-pairs {pair}: {self._checkpoint.path}", listed(self._checkpoint.pairs)
+        for lang in split_pair(pair):
+            if lang not in self._langs:
+                raise TaskMoEError(f"{where} does not know the language {lang}; it was trained on {trained}")
+        for stack, config in self._configs.items():
+            if config.table is not None and config.table.lookup[self._ids(pair)] < 0:
+                raise TaskMoEError(
+                    f"{where} has no experts for it in the {stack}, which routes by {config.routing}; it was trained "
+                    f"on {trained}"
+                )
+        sides = zip(("source", "target"), split_pair(pair), self._trained)
+        missing = next((f"{side} {lang}" for side, lang, known in sides if lang not in known), None)
+        if missing and self._checkpoint.low_rank:
+            raise TaskMoEError(f"{where} has no low-rank matrices for the {missing}; it was trained on {trained}")
 
-def _plan_stack(checkpoint: Checkpoint, stack: str, pairs: Sequence[str]) -> StackPlan:
-    config = StackConfig.from_args(checkpoint.args, stack)
-    layers, moe_layers = config.layers, config.moe_layers
-    if config.table is None:
-        form = StackForm.WHOLE if moe_layers else StackForm.DENSE
-        return StackPlan(config, form, layers, moe_layers, tuple(pairs), {}, (), {})
-    kept = _table_of(checkpoint, config, pairs)
-    rows = [config.table.names.index(name) for name in kept.names]
-    tables = task_tables(checkpoint.tensors, config)
-    gates = {layer: _rows(table, rows) for layer, table in tables.items()}
-    if any(table.sparse for table in tables.values()):
-        gates = {layer: _chosen(*table) for layer, table in gates.items()}
-    task = {pair: int(kept.lookup[_ids(checkpoint.langs, pair)]) for pair in pairs}
-    # Where low-rank matrices are kept, every feed-forward network without experts has some, and experts have none.
-    folds = len(kept.names) == 1 and (len(pairs) == 1 or not config.low_rank)
-    form = StackForm.PRUNED if not config.by_task else StackForm.FOLDED if folds else StackForm.ROUTED
-    return StackPlan(config, form, layers, moe_layers, tuple(pairs), gates, kept.names, task)
+    def _plan_stack(self, stack: str, pairs: Sequence[str]) -> StackPlan:
+        config = self._configs[stack]
+        layers, moe_layers = config.layers, config.moe_layers
+        if config.table is None:
+            form = StackForm.WHOLE if moe_layers else StackForm.DENSE
+            return StackPlan(config, form, layers, moe_layers, tuple(pairs), {}, (), {})
+        kept = self._table_of(config, pairs)
+        place = {name: row for row, name in enumerate(config.table.names)}
+        rows = [place[name] for name in kept.names]
+        tables = self._gates[stack]
+        gates = {layer: _rows(table, rows) for layer, table in tables.items()}
+        if any(table.sparse for table in tables.values()):
+            gates = {layer: _chosen(*table) for layer, table in gates.items()}
+        task = {pair: int(kept.lookup[self._ids(pair)]) for pair in pairs}
+        # Where low-rank matrices are kept, every feed-forward network without experts has some, and experts have none.
+        folds = len(kept.names) == 1 and (len(pairs) == 1 or not config.low_rank)
+        form = StackForm.PRUNED if not config.by_task else StackForm.FOLDED if folds else StackForm.ROUTED
+        return StackPlan(config, form, layers, moe_layers, tuple(pairs), gates, kept.names, task)
 
+    def _table_of(self, config: StackConfig, pairs: Sequence[str]) -> TaskTable:
+        """The tasks of some pairs, as the stack of a subnet has them."""
+        if config.restriction is not None:
+            return config.restriction.without(pairs, config.langs).table(config.langs)
+        table = StackConfig.from_args(args_for(self._checkpoint.args, pairs), config.stack).table
+        assert table is not None
+        return table
 
-def _table_of(checkpoint: Checkpoint, config: StackConfig, pairs: Sequence[str]) -> TaskTable:
-    """The tasks of some pairs, as the stack of a subnet has them."""
-    if config.restriction is not None:
-        return config.restriction.without(pairs, config.langs).table(config.langs)
-    table = StackConfig.from_args(args_for(checkpoint.args, pairs), config.stack).table
-    assert table is not None
-    return table
+    def _ids(self, pair: str) -> tuple[int, int]:
+        source, target = split_pair(pair)
+        return self._langs[source], self._langs[target]
 
 
 def args_for(args: Namespace, pairs: Sequence[str]) -> Namespace:
@@ -216,8 +239,3 @@ def _chosen(experts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     if len(none) == 1:
         return experts[:, ~none[0]], weights[:, ~none[0]]
     return torch.where(none, experts[:, :1], experts), weights
-
-
-def _ids(langs: list[str], pair: str) -> tuple[int, int]:
-    source, target = split_pair(pair)
-    return langs.index(source) + 1, langs.index(target) + 1

@@ -14,7 +14,7 @@ from fairseq.data import BaseWrapperDataset, FairseqDataset
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 from torch import Tensor
 
-from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.errors import TaskMoEError, listed
 from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set
 from taskmoe_plugin.models.task_table import split_pair
 
@@ -140,7 +140,7 @@ class LanguageIdDatasetManager(MultilingualDatasetManager):
             elif missing:
                 flag = "--lang-pairs" if kind == "main" else "--extra-lang-pairs"
                 problems.append(
-                    f"{paths[kind]}: no {split} data for {', '.join(missing)}; "
+                    f"{paths[kind]}: no {split} data for {listed(missing)}; "
                     f"run fairseq-preprocess for it, or leave the pair out of {flag}"
                 )
         return problems

@@ -18,7 +18,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from torch import Tensor
 
-from taskmoe_plugin.errors import UsageError, raise_all, use_one_line_errors
+from taskmoe_plugin.errors import UsageError, listed, raise_all, use_one_line_errors
 from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.files.locking import lock_directory
 from taskmoe_plugin.memory import keep_freed_memory
@@ -320,7 +320,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
         if self.training and self.args.best_checkpoint_metric not in stats:
             raise UsageError(
                 f"--best-checkpoint-metric {self.args.best_checkpoint_metric}: validation has no such metric; give one "
-                f"of {', '.join(sorted(stats))}"
+                f"of {listed(sorted(stats))}"
             )
         if self.validation_usage is not None:
             self.validation_usage.write(model, stats["num_updates"])

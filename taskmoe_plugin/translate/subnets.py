@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskmoe_plugin.errors import TaskMoEError, UsageError
+from taskmoe_plugin.errors import TaskMoEError, UsageError, listed
 
 DESCRIPTION = "subnet.json"
 EXTRACT_AGAIN = "extract it again with --format ctranslate2 --sentencepiece-model"
@@ -54,7 +54,7 @@ def find_subnet(path: Path, source: str | None, target: str | None) -> Subnet:
     if not directories:
         raise TaskMoEError(f"{path}: no {DESCRIPTION} in it or its subdirectories; give what taskmoe extract wrote")
     pairs = {directory: _read(directory)["pairs"] for directory in sorted(directories)}
-    known = ", ".join(pair for each in pairs.values() for pair in each)
+    known = listed(pair for each in pairs.values() for pair in each)
     found = [
         (directory, pair)
         for directory, each in pairs.items()
@@ -66,10 +66,10 @@ def find_subnet(path: Path, source: str | None, target: str | None) -> Subnet:
     # Copies under other names, such as those of subnets that were replaced, give way.
     found = [(directory, pair) for directory, pair in found if directory.name == "+".join(pairs[directory])] or found
     if len({pair for _, pair in found}) > 1:
-        choice = ", ".join(pair for _, pair in found)
+        choice = listed(pair for _, pair in found)
         raise UsageError(f"{path}: has several subnets ({choice}); choose with --source and --target")
     if len(found) > 1:
-        choice = ", ".join(directory.name for directory, _ in found)
+        choice = listed(directory.name for directory, _ in found)
         raise UsageError(f"{path}: has several subnets of {found[0][1]}, in {choice}; name the directory of one")
     return _open(*found[0])
 

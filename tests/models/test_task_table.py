@@ -60,3 +60,24 @@ def test_no_row_of_unknown_language_has_a_task(routing: str) -> None:
 def test_a_lone_language_is_its_own_pair() -> None:
     assert split_pair("cs") == ("cs", "cs")
     assert split_pair("en-de") == ("en", "de")
+
+
+def test_the_tasks_of_many_pairs_are_those_that_one_after_the_other_finds() -> None:
+    langs = [f"l{number}" for number in range(30)]
+    pairs = [f"{a}-{b}" for a in langs[3:] for b in langs[:-2] if a != b]
+    groups = {pair: f"g{number % 7}" for number, pair in enumerate(pairs)}
+    for routing, name_of in {
+        "source": lambda s, t: s, "target": lambda s, t: t,
+        "pair": lambda s, t: f"{s}-{t}", "group": lambda s, t: groups[f"{s}-{t}"],
+    }.items():  # fmt: skip
+        table = TaskTable.build(routing, langs, pairs, groups)
+        found = {
+            (langs[s - 1], langs[t - 1]): table.names[table.lookup[s, t]]
+            for s, t in (table.lookup >= 0).nonzero().tolist()
+        }
+        by_language = {"source": langs[3:], "target": langs[:-2]}.get(routing)
+        known = [tuple(pair.split("-")) for pair in pairs]
+        if by_language:
+            known = [(s, t) for s in langs for t in langs if (s if routing == "source" else t) in by_language]
+        assert found == {pair: name_of(*pair) for pair in known}
+        assert list(table.names) == list(dict.fromkeys(by_language or [name_of(*pair) for pair in known]))

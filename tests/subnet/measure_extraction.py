@@ -150,11 +150,11 @@ def write_checkpoint(args: Namespace, data: Path, path: Path) -> None:
 def kept_bytes(path: Path) -> int:
     """Bytes of the tensors that the subnet of en-de is made of."""
     from taskmoe_plugin.subnet.checkpoint import Checkpoint
-    from taskmoe_plugin.subnet.plan import make_plan
+    from taskmoe_plugin.subnet.plan import Planner
     from taskmoe_plugin.subnet.weights import kept_bytes
 
     checkpoint = Checkpoint.open(path)
-    return kept_bytes(checkpoint.tensors, make_plan(checkpoint, ["en-de"]), {})
+    return kept_bytes(checkpoint.tensors, Planner(checkpoint).plan(["en-de"]), {})
 
 
 def _python(script: str, *argv: object) -> str:

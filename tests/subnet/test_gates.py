@@ -9,7 +9,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
-from taskmoe_plugin.subnet.plan import make_plan
+from taskmoe_plugin.subnet.plan import Planner
 from tests.helpers.corpus import LANGS, PAIRS, Corpus
 from tests.helpers.tasks import make_task
 from tests.subnet.helpers import write_model
@@ -35,7 +35,7 @@ def test_the_plan_has_the_gates_of_the_model(
     [model], _ = checkpoint_utils.load_model_ensemble([str(path)], task=make_task(corpus))
     checkpoint = Checkpoint.open(path)
     for pair in PAIRS:
-        plan = make_plan(checkpoint, [pair])
+        plan = Planner(checkpoint).plan([pair])
         ids = tuple(LANGS.index(lang) + 1 for lang in pair.split("-"))
         for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
             with torch.no_grad():
@@ -48,7 +48,7 @@ def test_the_plan_has_the_gates_of_the_model(
 
 def test_one_expert_keeps_its_weight(corpus: Corpus, trained: Path, tmp_path: Path) -> None:
     path = write_model(corpus, trained / "checkpoint_last.pt", tmp_path / "full.pt", "--moe-top-k", 1)
-    _, weights = make_plan(Checkpoint.open(path), ["en-de"]).stacks["encoder"].gates[1]
+    _, weights = Planner(Checkpoint.open(path)).plan(["en-de"]).stacks["encoder"].gates[1]
     # Of the probability that a dealt expert begins with.
     assert weights.item() == pytest.approx(1.0, abs=0.3)
     assert weights.item() != 1.0

@@ -216,7 +216,7 @@ def test_a_language_that_was_not_trained_is_refused(
     corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: str, lang: str
 ) -> None:
     line = error_of(capsys, tmp_path, corpus.bin, full, pairs)
-    assert f"does not know the language {lang}; it was trained on en-de,de-en,en-fr,fr-en,de-fr" in line
+    assert f"does not know the language {lang}; it was trained on en-de, de-en, en-fr, fr-en, de-fr" in line
 
 
 @pytest.mark.parametrize("pairs", ["fr-de", "en-de+fr-de"])

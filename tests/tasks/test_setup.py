@@ -123,7 +123,7 @@ def test_a_pair_without_a_task_is_refused_and_the_known_ones_named(
         return
     message = message_of(capsys, task.build_model, trained, from_checkpoint=True)
     assert f"--source-lang fr --target-lang de: the {stack}'s {routing} routing knows only" in message
-    assert "en-de,de-en,en-fr,fr-en,de-fr" in message
+    assert "en-de, de-en, en-fr, fr-en, de-fr" in message
 
 
 def test_a_dense_stack_needs_no_task_for_a_pair(corpus: Corpus) -> None:
