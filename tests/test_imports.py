@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "optim": {"optim", "errors"},
     "files": {"files", "errors"},
     "report": {"moe", "models", "subnet", "report", "files", "errors"},
-    "translate": {"translate", "errors"},
+    "translate": {"translate", "formats", "errors"},
     "subnet": {"moe", "parallel", "models", "tasks", "subnet", "formats", "files", "errors"},
     "bench": {
         "moe",
@@ -71,7 +71,7 @@ def test_translating_needs_ctranslate2_and_sentencepiece_alone() -> None:
         ours = {name for name in names if name.startswith("taskmoe_plugin.")}
         assert {name.split(".")[0] for name in names - ours} <= allowed, path
         ours -= {"taskmoe_plugin.cli.arguments", "taskmoe_plugin.cli.arguments.positive"}
-        assert {name.split(".")[1] for name in ours} <= {"translate", "errors", "registration"}, path
+        assert {name.split(".")[1] for name in ours} <= {"translate", "formats", "errors", "registration"}, path
 
 
 def test_no_module_imports_another_ones_private_names() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskmoe_plugin.cli.arguments import lang_pairs
 from taskmoe_plugin.cli.running import running
 from taskmoe_plugin.errors import TaskMoEError, raise_all
 from taskmoe_plugin.formats import CTRANSLATE2, FORMATS, HALF, QUANTIZATIONS, WITH_PIECES
@@ -41,7 +42,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     add("data", metavar="DATA_BIN", help="the binarised data that the model was trained on")
     add("--path", required=True, type=Path, metavar="CKPT", help="the trained model, e.g. checkpoint_best.pt")
     add("--lang-pairs", required=True, metavar="PAIRS",
-        help="a subnet for each of en-de,en-fr, or all; en-de+en-fr is one subnet for both")  # fmt: skip
+        help="a subnet for each of en-de,en-fr, of a file of pairs, or all; en-de+en-fr is one for both")  # fmt: skip
     add("--output-dir", required=True, type=Path, metavar="DIR", help="write DIR/en-de and so on")
     add("--format", choices=FORMATS, default="fairseq", help="what to write (default: fairseq)")
     add("--sentencepiece-model", type=Path, metavar="FILE",
@@ -56,6 +57,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
     add("--gen-subset", default="test", metavar="SET", help="the set that --verify uses (default: test)")
     add("--license", metavar="ID", help="the licence that the model card names, e.g. cc-by-4.0")
     add("--force", action="store_true", help="replace directories that exist")
+    add("--skip-existing", action="store_true",
+        help="leave what the same command has made: go on where it was interrupted")  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -64,15 +67,19 @@ def run(args: Namespace) -> None:
     _check(args)
     # Needs PyTorch and fairseq, which take a while to load.
     from taskmoe_plugin.subnet.extract import extract
-    from taskmoe_plugin.subnet.report import table
+    from taskmoe_plugin.subnet.report import Row, table
 
+    rows: list[Row] = []
     try:
-        rows = extract(args.path, _groups(args.lang_pairs), _options(args))
+        extract(args.path, _groups(args.lang_pairs), _options(args), rows.append)
     except KeyboardInterrupt:
         raise TaskMoEError(
-            f"--output-dir {args.output_dir}: interrupted; the unfinished subnet was not kept, run again"
+            f"--output-dir {args.output_dir}: interrupted; the unfinished subnet was not kept, run again with "
+            "--skip-existing"
         ) from None
-    print(table(rows))
+    finally:
+        if rows:
+            print(table(rows), flush=True)
 
 
 def _check(args: Namespace) -> None:
@@ -117,13 +124,14 @@ def _options(args: Namespace) -> Options:
         subset=args.gen_subset,
         license=args.license,
         force=args.force,
+        skip_existing=args.skip_existing,
     )
 
 
 def _groups(text: str) -> list[list[str]] | None:
     if text == "all":
         return None
-    return [list(dict.fromkeys(group.split("+"))) for group in dict.fromkeys(text.split(","))]
+    return [list(dict.fromkeys(group.split("+"))) for group in dict.fromkeys(lang_pairs(text))]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Aggregation of experts (Z-code M3: Scalable and Efficient MoE Training for Multi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from taskmoe_plugin.models.continuing import DENSE, OF_BOTH, OF_EXPERTS
 from taskmoe_plugin.subnet.scratch import Scratch
 from taskmoe_plugin.tasks.remembered_flags import COMPARED, MEMORY
 
+BLOCK = 1 << 24  # numbers whose mean is made at once
 # Tensors that have experts, and along which dimension.
 EXPERTS = re.compile(r"\.moe\.(experts|router)\."), re.compile(r"\.tasks\.gates\.(weight|head_start)$")
 # What two models must have in common that the shapes of their tensors do not tell.
@@ -48,9 +50,7 @@ def join(source: Source, scratch: Scratch, other: Path) -> Converted:
         if name not in tied:
             dimension = _dimension(name)
             if dimension is None:
-                parts = [each.tensors.tensor(name) for each in sources]
-                cosine.add(*parts)
-                model[name] = scratch.cat([_mean(*parts)], len(parts[0]))
+                model[name] = scratch.cat(_means(sources, name, cosine), source.tensors.shape(name)[0])
             elif dimension == 0:
                 count = source.tensors.shape(name)[0]
                 experts = (each.tensors.expert(name, expert) for each in sources for expert in range(count))
@@ -67,6 +67,17 @@ def join(source: Source, scratch: Scratch, other: Path) -> Converted:
 
 def _dimension(name: str) -> int | None:
     return next((dimension for dimension, kind in enumerate(EXPERTS) if kind.search(name)), None)
+
+
+def _means(sources: Sequence[Source], name: str, cosine: _Cosine) -> Iterator[Tensor]:
+    """The mean of a tensor of two models, some rows at a time."""
+    shape = sources[0].tensors.shape(name)
+    step = max(1, BLOCK // max(1, shape[1:].numel()))
+    for start in range(0, shape[0], step):
+        rows = torch.arange(start, min(start + step, shape[0]))
+        one, other = (source.tensors.tensor(name, rows) for source in sources)
+        cosine.add(one, other)
+        yield _mean(one, other)
 
 
 def _mean(one: Tensor, other: Tensor) -> Tensor:

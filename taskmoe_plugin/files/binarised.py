@@ -17,7 +17,14 @@ from taskmoe_plugin.errors import TaskMoEError
 _MAGIC = b"MMIDIDX\x00\x00"
 _OTHERS = (b"TNTIDX\x00\x00", b"HUFFIDX\x00")  # fairseq's other formats, which it reads with checks of its own
 _HEADER = struct.Struct(f"<{len(_MAGIC)}sQBQ")
-_ITEM_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 4, 7: 8, 8: 2, 9: 4, 10: 8}  # bytes, by fairseq's code of the type
+# The types of pieces, by fairseq's code.
+_TYPES = {
+    code: np.dtype(name)
+    for code, name in enumerate(
+        ("uint8", "int8", "int16", "int32", "int64", "float32", "float64", "uint16", "uint32", "uint64"), 1
+    )
+}
+_BLOCK = 1 << 22  # pieces, or sentences, that are looked at together
 AGAIN = "run fairseq-preprocess again, or copy it again"
 
 
@@ -64,6 +71,28 @@ def check_pieces(prefix: str, largest: int, known: int) -> None:
         )
 
 
+def map_pieces(prefix: str) -> list[np.ndarray] | None:
+    """All pieces of one language's half of a set, sentence ends included, in blocks that are mapped into memory.
+
+    Args:
+        prefix: as for ``check_set``.
+
+    Returns:
+        None for a set in one of fairseq's other formats, or where there is none.
+
+    Raises:
+        TaskMoEError: it is damaged.
+    """
+    check_set(prefix)
+    index = Path(prefix + ".idx")
+    header, _ = _start(index, _HEADER.size) if index.exists() else (b"", 0)
+    if not header.startswith(_MAGIC):
+        return None
+    _, _, code, _ = _HEADER.unpack(header)
+    pieces = np.memmap(prefix + ".bin", dtype=_TYPES[code], mode="r")
+    return [pieces[start : start + _BLOCK] for start in range(0, len(pieces), _BLOCK)]
+
+
 def _start(path: Path, count: int) -> tuple[bytes, int]:
     """The first bytes of a file, and its size."""
     try:
@@ -75,7 +104,7 @@ def _start(path: Path, count: int) -> tuple[bytes, int]:
 
 def _check_index(index: Path, size: int, data: Path, data_size: int, header: bytes) -> None:
     _, version, code, count = _HEADER.unpack(header)
-    if version != 1 or code not in _ITEM_SIZES:
+    if version != 1 or code not in _TYPES:
         raise TaskMoEError(f"{index}: damaged; {AGAIN}")
     if count == 0:
         raise TaskMoEError(f"{index}: has no sentence; binarise text that has some, or leave the pair out")
@@ -84,10 +113,14 @@ def _check_index(index: Path, size: int, data: Path, data_size: int, header: byt
         raise TaskMoEError(f"{index}: {'truncated' if size < wanted else 'damaged'}; {AGAIN}")
     lengths = np.memmap(index, dtype=np.int32, mode="r", offset=_HEADER.size, shape=(count,))
     starts = np.memmap(index, dtype=np.int64, mode="r", offset=_HEADER.size + 4 * count, shape=(count,))
-    ends = np.cumsum(lengths, dtype=np.int64) * _ITEM_SIZES[code]
-    if lengths.min() < 1 or starts[0] != 0 or not np.array_equal(starts[1:], ends[:-1]):
-        raise TaskMoEError(f"{index}: damaged; {AGAIN}")
-    if data_size < ends[-1]:
+    end = 0
+    for first in range(0, count, _BLOCK):
+        own, begun = lengths[first : first + _BLOCK], starts[first : first + _BLOCK]
+        ends = end + np.cumsum(own, dtype=np.int64) * _TYPES[code].itemsize
+        if own.min() < 1 or begun[0] != end or not np.array_equal(begun[1:], ends[:-1]):
+            raise TaskMoEError(f"{index}: damaged; {AGAIN}")
+        end = int(ends[-1])
+    if data_size < end:
         raise TaskMoEError(f"{data}: truncated; {AGAIN}")
-    if data_size > ends[-1]:
+    if data_size > end:
         raise TaskMoEError(f"{data}: does not belong to {index.name}; {AGAIN}")

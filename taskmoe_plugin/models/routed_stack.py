@@ -130,7 +130,7 @@ class RoutedStack:
             networks = [own.merge(weights) for own, weights in zip(experts, batch.gates.shares[:, task])]
         else:
             weights = batch.gates.weights[:, task]
-            chosen = [each[task] for each in batch.experts]
+            chosen = batch.experts_of(task)
             networks = [own.fold(each, weights[i, : len(each)]) for i, (own, each) in enumerate(zip(experts, chosen))]
         return StackRouting(networks, batch.records())
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ class TaskBatch:
         task: (B,) int64, the task of each row.
         gates: the gates of all U tasks in all L layers, (L, U, …).
         share: (U,) fp32 summing to 1, each task's share of the training tokens.
-        experts: (L, U, K), the experts of each task, on the host; with a threshold, as many as it has.
+        experts: (L, U, K), the experts of each task, on the host; -1 for a choice that is none.
         task_tokens: (W, U), the tokens of each task on each of W processes, on the host.
         rank: this process among them.
         expert_counts: the number of experts of each layer.
@@ -44,8 +45,8 @@ class TaskBatch:
     task: Tensor
     gates: Gates
     share: Tensor
-    experts: Sequence[Sequence[Sequence[int]]]
-    task_tokens: Sequence[Sequence[int]]
+    experts: np.ndarray
+    task_tokens: np.ndarray
     rank: int
     expert_counts: Sequence[int]
     merge: bool = False
@@ -55,9 +56,13 @@ class TaskBatch:
         """The task of all tokens of this process, if they share one."""
         return self._present[0] if len(self._present) == 1 else None
 
-    @property
+    @cached_property
     def _present(self) -> list[int]:
-        return [task for task, tokens in enumerate(self.task_tokens[self.rank]) if tokens]
+        return np.flatnonzero(self.task_tokens[self.rank]).tolist()
+
+    def experts_of(self, task: int) -> list[list[int]]:
+        """(L, K), the experts of a task in each layer; with a threshold, as many as it has."""
+        return [[each for each in layer if each >= 0] for layer in self.experts[:, task].tolist()]
 
     def records(self) -> list[GateRecord]:
         """What losses and statistics need of each layer; no layer has to run for it."""
@@ -66,29 +71,31 @@ class TaskBatch:
     def routings(self) -> list[Routing]:
         """What each layer does with the batch."""
         own = self.task_tokens[self.rank]
-        tokens = Tokens.from_padding(self.padding, sum(own))
+        tokens = Tokens.from_padding(self.padding, int(own.sum()))
         unit = self.task.index_select(0, tokens.row)
         if self.merge:
             # Which tasks there are the host knows, but would have to wait to tell a GPU.
-            present = unit.new_zeros(len(own)).index_fill(0, unit, 1)
+            present = unit.new_zeros(own.size).index_fill(0, unit, 1)
             units = present.argsort(descending=True, stable=True).narrow(0, 0, len(self._present))
             network = (present.cumsum(0) - 1).index_select(0, unit)
-            counts = [own[task] for task in self._present]
+            counts = own[self._present].tolist()
             return merged_routings(self.gates, units, network, tokens, self.share, counts)
         return routings_of_units(self.gates, unit, tokens, self.share, self._counts, by_task=True)
 
     @cached_property
     def _counts(self) -> list[list[list[int]]]:
         """(L, W, E), the assignments that each process has for each expert of each layer."""
-        found = []
-        for experts, num_experts in zip(self.experts, self.expert_counts):
-            layer = [[0] * num_experts for _ in self.task_tokens]
-            for counts, tokens in zip(layer, self.task_tokens):
-                for task, number in enumerate(tokens):
-                    for expert in experts[task]:
-                        counts[expert] += number
-            found.append(layer)
-        return found
+        anywhere = np.flatnonzero(self.task_tokens.any(axis=0))
+        experts = self.experts[:, anywhere]
+        layers, tasks, k = experts.shape
+        # A choice that is none counts for an expert that is none, the first of each layer.
+        places = max(self.expert_counts) + 1
+        numbered = (experts + 1 + places * np.arange(layers).reshape(-1, 1, 1)).ravel()
+        counts = np.empty((layers, len(self.task_tokens), places), dtype=np.int64)
+        for process, tokens in enumerate(self.task_tokens[:, anywhere]):
+            weights = np.broadcast_to(tokens.reshape(1, tasks, 1), (layers, tasks, k)).ravel()
+            counts[:, process] = np.bincount(numbered, weights, layers * places).reshape(layers, places)
+        return [layer[:, 1 : held + 1].tolist() for layer, held in zip(counts, self.expert_counts)]
 
 
 class TaskRouter(nn.Module):
@@ -154,10 +161,10 @@ class TaskRouter(nn.Module):
         gates = self.gates()
         # The host is told of an expert that is none as -1.
         experts = gates.experts.masked_fill(gates.weights == 0, -1) if gates.sparse else gates.experts
-        read = torch.cat([each.flatten(), experts.flatten()]).tolist()
-        task_tokens = [read[start : start + tasks + 1] for start in range(0, each.numel(), tasks + 1)]
+        read = torch.cat([each.flatten(), experts.flatten()]).cpu().numpy()
+        task_tokens = read[: each.numel()].reshape(-1, tasks + 1)
         rank = 0 if self.group is None else self.group.rank
-        if task_tokens[rank][-1]:
+        if task_tokens[rank, -1]:
             raise ValueError("a row's source and target language are a pair that the gates do not know")
         share = self.share.float()
         return TaskBatch(
@@ -165,15 +172,9 @@ class TaskRouter(nn.Module):
             task=task,
             gates=gates,
             share=share / share.sum(),
-            experts=_nested(read[each.numel() :], gates.experts.shape),
-            task_tokens=[counts[:-1] for counts in task_tokens],
+            experts=read[each.numel() :].reshape(experts.shape),
+            task_tokens=task_tokens[:, :-1],
             rank=rank,
             expert_counts=self.expert_counts,
             merge=self.merge,
         )
-
-
-def _nested(values: list[int], shape: Sequence[int]) -> list[list[list[int]]]:
-    _, units, k = shape
-    rows = [[each for each in values[start : start + k] if each >= 0] for start in range(0, len(values), k)]
-    return [rows[start : start + units] for start in range(0, len(rows), units)]

@@ -13,6 +13,9 @@ from taskmoe_plugin.moe.gates import Choice, Gates, LinearGate, check_top_k, ful
 from taskmoe_plugin.moe.groups import one_hot
 from taskmoe_plugin.moe.tokens import Tokens
 
+# Of more units a matrix of tokens and units is too large.
+MANY_UNITS = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class GateRecord:
@@ -75,11 +78,14 @@ def routings_of_units(
     """
     layers, units, k = gates.weights.shape
     with full_precision(tokens.device):
-        # Backward is a matrix product too, one for all layers, which a GPU divides by tokens. That of indexing adds up
-        # thousands of tokens in few rows, one by one.
-        members = one_hot(unit, units, gates.weights.dtype)
         by_unit = gates.weights.transpose(0, 1).reshape(units, layers * k)
-        weights = torch.mm(members, by_unit).view(-1, layers, k).transpose(0, 1).contiguous().unbind(0)
+        if units > MANY_UNITS:
+            picked = by_unit.index_select(0, unit)
+        else:
+            # Backward is a matrix product too, one for all layers, which a GPU divides by tokens. That of indexing adds
+            # up thousands of tokens in few rows, one by one.
+            picked = torch.mm(one_hot(unit, units, gates.weights.dtype), by_unit)
+        weights = picked.view(-1, layers, k).transpose(0, 1).contiguous().unbind(0)
     experts = gates.experts.index_select(1, unit)
     owners = _owners(gates).index_select(1, unit) if gates.sparse else experts
     assignments = sort_assignments(owners, gates.probs.size(-1), tokens.index).layers()

@@ -47,7 +47,8 @@ class StackUsage:
 def _overlap(weight: Tensor) -> Tensor:
     # A task without tokens has no weights, and shares nothing.
     parts = weight / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-    return torch.minimum(parts.unsqueeze(0), parts.unsqueeze(1)).sum(dim=-1)
+    # Row by row: of thousands of tasks all at once take more memory than there is.
+    return torch.stack([torch.minimum(own, parts).sum(dim=-1) for own in parts])
 
 
 def moe_stacks(checkpoint: Checkpoint) -> dict[str, StackConfig]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from taskmoe_plugin.errors import TaskMoEError
 from taskmoe_plugin.files.writing import new_directory
-from taskmoe_plugin.formats import CTRANSLATE2
+from taskmoe_plugin.formats import CTRANSLATE2, DESCRIPTION, subnet_name
+from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet import (
     argos_format,
     ctranslate2_format,
@@ -30,12 +32,12 @@ from taskmoe_plugin.subnet import (
 )
 from taskmoe_plugin.subnet.checkpoint import TIED, Checkpoint, sha256
 from taskmoe_plugin.subnet.langtokens import check_built_in, left_open, prefixes
-from taskmoe_plugin.subnet.output import check_free
+from taskmoe_plugin.subnet.output import check_free, existing_row
 from taskmoe_plugin.subnet.plan import Plan, Planner
 from taskmoe_plugin.subnet.report import Row, Size, count_parameters, describe_gates, versions, write_json
 from taskmoe_plugin.subnet.sentencepiece_model import PieceModel
-from taskmoe_plugin.subnet.verify import Verifier
-from taskmoe_plugin.subnet.vocabulary import DictionaryReader, Vocabularies, used_symbols
+from taskmoe_plugin.subnet.verify import Verifier, find_set
+from taskmoe_plugin.subnet.vocabulary import DictionaryReader, Vocabularies, train_files, used_symbols
 from taskmoe_plugin.subnet.weights import (
     Read,
     Recipe,
@@ -67,6 +69,7 @@ class Options:
         subset: the set that these sentences are from.
         license: the licence that model cards name.
         force: whether directories may be replaced.
+        skip_existing: whether subnets that were made with the same options are left as they are.
     """
 
     data: tuple[Path, ...]
@@ -81,6 +84,20 @@ class Options:
     subset: str = "test"
     license: str | None = None
     force: bool = False
+    skip_existing: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """Those that say what a subnet has in it, for ``subnet.json``."""
+        pieces = self.sentencepiece_model
+        return {
+            "format": self.format,
+            "padded": self.padded,
+            "quantization": self.quantization,
+            "sentencepiece_model": None if pieces is None else hashlib.sha256(pieces.read_bytes()).hexdigest(),
+            "trim_vocabulary": self.trim_vocabulary,
+            "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "license": self.license,
+        }
 
     @property
     def rounded(self) -> bool:
@@ -103,13 +120,19 @@ class _Job:
     directory: Path
 
 
-def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options) -> list[Row]:
+def extract(
+    path: Path,
+    groups: Sequence[Sequence[str]] | None,
+    options: Options,
+    done: Callable[[Row], object] = lambda row: None,
+) -> list[Row]:
     """Extract subnets and write a directory for each.
 
     Args:
         path: the checkpoint.
         groups: the pairs of each subnet; None: one subnet for every trained pair.
         options: how.
+        done: told of each subnet when it is there.
 
     Returns:
         One line of the table for each subnet.
@@ -130,7 +153,19 @@ def extract(path: Path, groups: Sequence[Sequence[str]] | None, options: Options
         digest = sha256(path, bar.update)
     source = {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
     verifier = Verifier(checkpoint, options.data, options.subset)
-    return [_Extraction(checkpoint, job, pieces, options, source, verifier).run() for job in jobs]
+    rows = []
+    for job in jobs:
+        row = _existing(job, options, source) if options.skip_existing else None
+        row = row or _Extraction(checkpoint, job, pieces, options, source, verifier).run()
+        rows.append(row)
+        done(row)
+    return rows
+
+
+def _existing(job: _Job, options: Options, source: dict[str, Any]) -> Row | None:
+    """The line of a subnet that is there already, if it is what this extraction would make."""
+    made = {"pairs": list(job.plan.pairs), "source": source, "options": options.described()}
+    return existing_row(job.directory, job.name, made, verified=options.verify is not None)
 
 
 def _job(
@@ -141,9 +176,10 @@ def _job(
     pieces: PieceModel | None,
     options: Options,
 ) -> _Job:
-    name = "+".join(pairs)
+    name = subnet_name(pairs)
     directory = options.output_dir / name
-    check_free(directory, options.force)
+    if not (options.skip_existing and (directory / DESCRIPTION).is_file()):
+        check_free(directory, options.force)
     plan = planner.plan(pairs)
     args, task = checkpoint.args, checkpoint.cfg["task"]
     check_built_in(task, pairs, options.format)
@@ -153,6 +189,12 @@ def _job(
         argos_format.check_supported(pairs)
     if options.format == "huggingface":
         huggingface_format.check_supported(plan, args, task)
+    for pair in pairs:
+        if options.verify is not None:
+            find_set(options.data, options.subset, pair)
+        if options.trim_vocabulary:
+            for lang in split_pair(pair):
+                train_files(options.data, pair, lang)
     vocabularies = reader.read(pairs)
     if pieces:
         _check_pieces(pieces, vocabularies, options)
@@ -207,7 +249,7 @@ class _Extraction:
                 content["file"] = self._pack(directory, model, pieces, card)
             subnet = Size(parameters, (directory / content["file"]).stat().st_size)
             content["subnet"]["bytes"] = subnet.bytes
-            write_json(directory / "subnet.json", content)
+            write_json(directory / DESCRIPTION, content)
             (directory / model_card.NAME).write_text(card, encoding="utf-8")
         return Row(self.job.name, self.job.plan.form, full, subnet, seconds, verified)
 
@@ -235,7 +277,7 @@ class _Extraction:
             return vocabularies, {}
         sides: list[tuple[Tensor, Tensor]] = []
         for pair in self.job.plan.pairs:
-            progress = partial(_bar, desc=f"pieces of {pair}", unit=" sentences")
+            progress = partial(_bar, desc=f"pieces of {pair}", unit=" blocks")
             sides.append(used_symbols(self.options.data, pair, vocabularies, progress))
         source, target = (torch.stack(side).any(dim=0) for side in zip(*sides))
         kept = vocabularies.keep((source, target))
@@ -291,6 +333,7 @@ class _Extraction:
             "form": plan.form,
             **details,
             "source": self.source,
+            "options": self.options.described(),
             "full_model": {"parameters": full.parameters, "bytes": full.bytes},
             "subnet": {"parameters": parameters},
             "stacks": {name: stack.form.value for name, stack in plan.stacks.items()},

@@ -41,14 +41,18 @@ class References:
         self._sentences = {
             pair: read_sentences(data, subset, pair, reader.read([pair]), count, checkpoint.args) for pair in pairs
         }
-        task, arch = checkpoint.cfg["task"], checkpoint.args.arch
-        self._tasks = {pair: build_task(task, arch, data[0], pair) for pair in pairs}
+        self._checkpoint = checkpoint
+        self._data = data[0]
         self._subset = subset
-        self.model: Any = build_model(checkpoint.args, self._tasks[pairs[0]], checkpoint.tensors.all(), checkpoint.name)
+        self.model: Any = build_model(checkpoint.args, self._task(pairs[0]), checkpoint.tensors.all(), checkpoint.name)
+
+    def _task(self, pair: str) -> Any:
+        # With dictionaries of its own, so that those of hundreds of pairs are not kept.
+        return build_task(self._checkpoint.cfg["task"], self._checkpoint.args.arch, self._data, pair)
 
     def run(self, pair: str) -> None:
         """Run the model over the sentences of a pair, given their references, with a bar of progress on a terminal."""
-        decoder, each = FairseqDecoder(self._tasks[pair], self.model), self._sentences[pair]
+        decoder, each = FairseqDecoder(self._task(pair), self.model), self._sentences[pair]
         with tqdm(
             total=len(each), desc=f"{self._subset} {pair}", unit=" sentences", delay=1, leave=False, disable=None
         ) as bar:

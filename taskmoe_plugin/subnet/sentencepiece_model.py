@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,11 @@ class PieceModel:
 
     def share_known(self, symbols: Collection[str]) -> float:
         """The share of some symbols that are pieces of the model."""
-        known = {piece.piece for piece in self.proto.pieces}
-        return sum(symbol in known for symbol in symbols) / max(len(symbols), 1)
+        return sum(symbol in self._known for symbol in symbols) / max(len(symbols), 1)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(piece.piece for piece in self.proto.pieces)
 
     def restricted(self, kept: Collection[str]) -> PieceModel:
         """The model that cuts text into some of its pieces alone; the others can still be joined to text.

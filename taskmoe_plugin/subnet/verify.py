@@ -254,16 +254,29 @@ def read_sentences(
     Raises:
         TaskMoEError: there is no such set, or the model can take none of its sentences.
     """
+    prefix, (source, target) = find_set(data, subset, pair), split_pair(pair)
+    sides = (vocabularies.source, source), (vocabularies.target, target)
+    sentences = Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
+    if len(sentences.sources) != len(sentences.targets):
+        raise TaskMoEError(f"{prefix}*: the two languages have different numbers of sentences; {AGAIN}")
+    return _short_enough(sentences, f"{prefix}*", model)
+
+
+def find_set(data: Sequence[Path], subset: str, pair: str) -> str:
+    """The path of a binarised set without its language.
+
+    Args:
+        data, subset, pair: as of ``read_sentences``.
+
+    Raises:
+        TaskMoEError: there is none.
+    """
     source, target = split_pair(pair)
     for directory in data:
         for name in (f"{source}-{target}", f"{target}-{source}"):
             prefix = str(directory / f"{subset}.{name}.")
             if indexed_dataset.dataset_exists(prefix + source, impl=None):
-                sides = (vocabularies.source, source), (vocabularies.target, target)
-                sentences = Sentences(*(_read(prefix + lang, vocabulary, count) for vocabulary, lang in sides))
-                if len(sentences.sources) != len(sentences.targets):
-                    raise TaskMoEError(f"{prefix}*: the two languages have different numbers of sentences; {AGAIN}")
-                return _short_enough(sentences, f"{prefix}*", model)
+                return prefix
     raise TaskMoEError(f"{data[0]}: no {subset} set of {pair}; binarise one, or name another with --gen-subset")
 
 

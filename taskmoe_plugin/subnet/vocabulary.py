@@ -10,13 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq.data import Dictionary, data_utils, indexed_dataset
 from fairseq.data.multilingual.multilingual_utils import augment_dictionary
 from torch import Tensor
 
 from taskmoe_plugin.errors import TaskMoEError
-from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set
+from taskmoe_plugin.files.binarised import AGAIN, check_pieces, check_set, map_pieces
 from taskmoe_plugin.files.dictionaries import read_dictionary
 from taskmoe_plugin.models.task_table import split_pair
 from taskmoe_plugin.subnet.checkpoint import Checkpoint
@@ -145,7 +146,9 @@ class DictionaryReader:
     def __init__(self, checkpoint: Checkpoint, data: Sequence[Path]) -> None:
         self.checkpoint = checkpoint
         self.data = data
+        self._texts: dict[Path, str] = {}
         self._known: dict[str, Vocabulary] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def read(self, pairs: Sequence[str]) -> Vocabularies:
         """The dictionaries of some pairs.
@@ -175,12 +178,16 @@ class DictionaryReader:
         # One that was named in training may have moved since.
         known = fixed and Path(fixed).is_file()
         files = [Path(fixed)] if known else [self.data[0] / f"dict.{lang}.txt" for lang in langs]
-        texts = [read_dictionary(file) for file in files]
+        for file in files:
+            if file not in self._texts:
+                self._texts[file] = read_dictionary(file)
+        texts = [self._texts[file] for file in files]
         for file, text in zip(files, texts):
             if text != texts[0]:
                 raise TaskMoEError(f"{file}: differs from {files[0]}; all languages of a side share one dictionary")
         if texts[0] not in self._known:
             self._known[texts[0]] = self._parse(texts[0])
+            self._fingerprints[texts[0]] = fingerprint(self._known[texts[0]].dictionary)
         vocabulary = self._known[texts[0]]
         rows = self.checkpoint.tensors.mapped(f"{stack}.embed_tokens.weight").size(0)
         if len(vocabulary.symbols) != rows:
@@ -188,7 +195,7 @@ class DictionaryReader:
                 f"{files[0]}: has {len(vocabulary.symbols)} symbols with the language tokens, the checkpoint's "
                 f"embeddings have {rows}; {TRAINED_ON}"
             )
-        found = fingerprint(vocabulary.dictionary)
+        found = self._fingerprints[texts[0]]
         if trained_fingerprints(task).get(side, found) != found:
             raise TaskMoEError(f"{files[0]}: is not the dictionary that the model was trained with; {TRAINED_ON}")
         return vocabulary
@@ -236,25 +243,31 @@ def used_symbols(
         data: the binarised data's directories.
         pair: the pair.
         vocabularies: the dictionaries of both sides.
-        progress: wraps the loop over the sentences of a file.
+        progress: wraps the loop over the blocks of a file.
 
     Raises:
         TaskMoEError: there is no training data of the pair.
     """
     used = []
     for lang, vocabulary in zip(split_pair(pair), (vocabularies.source, vocabularies.target)):
-        seen = torch.zeros(len(vocabulary.symbols), dtype=torch.bool)
-        for prefix in _train_files(data, pair, lang):
-            dataset = open_set(prefix, vocabulary.dictionary)
-            for index in progress(range(len(dataset))):
-                pieces = dataset[index].long()
+        seen = np.zeros(len(vocabulary.symbols), dtype=bool)
+        for prefix in train_files(data, pair, lang):
+            # Of fairseq's older formats a block is a sentence.
+            blocks = map_pieces(prefix) or open_set(prefix, vocabulary.dictionary)
+            for index in progress(range(len(blocks))):
+                pieces = np.asarray(blocks[index])
                 check_pieces(prefix, int(pieces.max()), len(seen))
                 seen[pieces] = True
-        used.append(seen)
+        used.append(torch.from_numpy(seen))
     return used[0], used[1]
 
 
-def _train_files(data: Sequence[Path], pair: str, lang: str) -> list[str]:
+def train_files(data: Sequence[Path], pair: str, lang: str) -> list[str]:
+    """The paths of one language's half of a pair's training data, without their suffixes.
+
+    Raises:
+        TaskMoEError: there is none.
+    """
     source, target = split_pair(pair)
     found = []
     for directory in data:

@@ -125,7 +125,10 @@ def _metric(args: Namespace) -> Iterator[str]:
 
 def _constraints(args: Namespace) -> Iterator[str]:
     if getattr(args, "constraints", None):
-        yield "--constraints: fairseq's multilingual tasks do not take them; leave it out"
+        yield (
+            "--constraints: fairseq's multilingual tasks do not take them; leave it out, or give a subnet "
+            "--task translation"
+        )
 
 
 _CHECKS: tuple[Callable[[Namespace], Iterator[str]], ...] = (

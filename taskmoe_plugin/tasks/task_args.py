@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 
 from taskmoe_plugin.tasks.validation_bleu import add_bleu_args
@@ -12,6 +13,12 @@ def add_task_args(parser: ArgumentParser) -> None:
     add_bleu_args(parser)
     help = "translate with quantised experts (taskmoe convert quantize) as they are, for less memory"
     parser.add_argument("--keep-packed", action="store_true", help=help)
+
+
+def join_pairs(args: Namespace) -> None:
+    """Put commas between the pairs of ``--lang-pairs``, which is read from a file that may have lines, too."""
+    if isinstance(args.lang_pairs, str):
+        args.lang_pairs = ",".join(filter(None, re.split(r"[\s,]+", args.lang_pairs)))
 
 
 def task_defaults() -> dict[str, object]:

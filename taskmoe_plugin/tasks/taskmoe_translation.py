@@ -35,7 +35,7 @@ from taskmoe_plugin.tasks.flags import check_command
 from taskmoe_plugin.tasks.language_ids import LanguageIdDatasetManager, complete_language_ids
 from taskmoe_plugin.tasks.learning_rates import own_learning_rates
 from taskmoe_plugin.tasks.remembered_flags import check_input, complete_flags, leave_defaults_open, remember_flags
-from taskmoe_plugin.tasks.task_args import add_task_args, set_task_defaults
+from taskmoe_plugin.tasks.task_args import add_task_args, join_pairs, set_task_defaults
 from taskmoe_plugin.tasks.validation_bleu import ValidationBleu, log_bleu, parse_bleu_args
 from taskmoe_plugin.tasks.validation_usage import ValidationUsage
 
@@ -78,6 +78,7 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> TaskMoETranslationTask:
         """Load the dictionaries and set the task up, or raise ``UsageError``."""
+        join_pairs(args)
         if not kwargs.get("from_checkpoint"):
             check_command(args)
         set_task_defaults(args)
@@ -96,9 +97,15 @@ class TaskMoETranslationTask(TranslationMultiSimpleEpochTask):
     @classmethod
     def load_dictionary(cls, filename: str) -> Any:
         """Load a dictionary, or raise an error that names the file and the line."""
-        if Path(filename).exists():
+        try:
+            dictionary = super().load_dictionary(filename)
+        except Exception:
+            if Path(filename).exists():
+                read_dictionary(Path(filename))
+            raise
+        if len(dictionary) == dictionary.nspecial:
             read_dictionary(Path(filename))
-        return super().load_dictionary(filename)
+        return dictionary
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split, or raise ``UsageError`` if a pair has none."""

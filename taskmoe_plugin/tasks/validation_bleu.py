@@ -20,7 +20,7 @@ from torch import Tensor
 
 from taskmoe_plugin.errors import UsageError
 from taskmoe_plugin.models.task_table import split_pair
-from taskmoe_plugin.scoring import TOKENIZERS, make_bleu
+from taskmoe_plugin.scoring import TOKENIZERS, make_bleu, tokenizer_of
 
 ORDER = 4  # n-grams up to 4 words: the order of BLEU
 # What is counted for a direction: for BLEU n-gram matches, n-gram totals, hypothesis and reference lengths; for chrF,
@@ -96,10 +96,13 @@ class ValidationBleu:
         tokenize = "none" if args.eval_tokenized_bleu else args.eval_bleu_tokenize
         targets = [split_pair(pair)[1] for pair in task.lang_pairs]
         try:
-            by_language = {lang: make_bleu(lang, tokenize, "--eval-bleu-tokenize") for lang in sorted(set(targets))}
+            # A tokenizer may be a large model, which languages share.
+            names = [tokenizer_of(lang, tokenize) for lang in targets]
+            languages = dict(zip(names[::-1], targets[::-1]))
+            by_name = {name: make_bleu(lang, tokenize, "--eval-bleu-tokenize") for name, lang in languages.items()}
         except ValueError as error:
             raise UsageError(str(error)) from error
-        self.bleus = [by_language[lang] for lang in targets]
+        self.bleus = [by_name[name] for name in names]
         detok_args = json.loads(args.eval_bleu_detok_args)
         self.tokenizer = encoders.build_tokenizer(Namespace(tokenizer=args.eval_bleu_detok, **detok_args))
         # The task's generator knows one target language; a batch of validation has several.

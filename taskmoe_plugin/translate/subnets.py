@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from taskmoe_plugin.errors import TaskMoEError, UsageError, listed
+from taskmoe_plugin.formats import DESCRIPTION, subnet_name
 
-DESCRIPTION = "subnet.json"
 EXTRACT_AGAIN = "extract it again with --format ctranslate2 --sentencepiece-model"
 
 
@@ -64,7 +64,7 @@ def find_subnet(path: Path, source: str | None, target: str | None) -> Subnet:
     if not found:
         raise UsageError(f"{path}: translates {known}; give one of these as --source and --target")
     # Copies under other names, such as those of subnets that were replaced, give way.
-    found = [(directory, pair) for directory, pair in found if directory.name == "+".join(pairs[directory])] or found
+    found = [(directory, pair) for directory, pair in found if directory.name == subnet_name(pairs[directory])] or found
     if len({pair for _, pair in found}) > 1:
         choice = listed(pair for _, pair in found)
         raise UsageError(f"{path}: has several subnets ({choice}); choose with --source and --target")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from taskmoe_plugin.cli.main import main
+from taskmoe_plugin.convert import join as joining
 from tests.convert.checkpoints import load
 from tests.helpers.corpus import Corpus
 from tests.helpers.training import generate, train
@@ -29,9 +30,11 @@ def join(output: Path, *paths: Path) -> Path:
     return output
 
 
+@pytest.mark.parametrize("block", [1, 1000, joining.BLOCK])
 def test_experts_are_side_by_side_and_all_else_is_the_mean(
-    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
+    monkeypatch.setattr(joining, "BLOCK", block)
     joined = load(join(tmp_path / "joined.pt", *models))
     one, other = (load(path)["model"] for path in models)
     assert joined["cfg"]["model"].moe_expert_count == 8

@@ -215,9 +215,9 @@ def test_without_language_ids_it_says_what_is_missing() -> None:
 def test_a_language_that_was_never_trained_on_its_side_is_refused() -> None:
     model = build_model(task=StubTask(pairs=["en-de", "de-fr"]), **DENSE)
     model.check_pair("en", "fr")
-    with pytest.raises(UsageError, match=r"--source-lang fr: the low-rank matrices know only .* en,de"):
+    with pytest.raises(UsageError, match=r"--source-lang fr: the low-rank matrices know only .* en, de"):
         model.check_pair("fr", "de")
-    with pytest.raises(UsageError, match=r"--target-lang en: .* de,fr"):
+    with pytest.raises(UsageError, match=r"--target-lang en: .* de, fr"):
         model.check_pair("de", "en")
 
 

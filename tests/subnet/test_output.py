@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from taskmoe_plugin.formats import subnet_name
 from taskmoe_plugin.subnet import extract as extraction
 from tests.helpers.corpus import Corpus
 from tests.subnet.helpers import error_of, extract
@@ -106,3 +107,109 @@ extract.Verifier.verify = lambda *args: (print("verifying", flush=True), time.sl
     assert "interrupted; the unfinished subnet was not kept" in errors
     assert "Traceback" not in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_extraction_goes_on(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(corpus, full, tmp_path, "en-de")
+    first = tmp_path / "en-de" / "model.pt"
+    before = first.stat().st_ino
+    capsys.readouterr()
+    write = extraction.write_json
+
+    def stop(path: Path, content: dict[str, Any]) -> None:
+        if content["pairs"] == ["en-fr"]:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(extraction, "write_json", stop)
+    with pytest.raises(SystemExit):
+        extract(corpus, full, tmp_path, "en-de,de-en,en-fr", "--skip-existing")
+    printed = capsys.readouterr()
+    assert printed.err.endswith("the unfinished subnet was not kept, run again with --skip-existing\n")
+    assert [row.split()[0] for row in printed.out.splitlines()[1:]] == ["en-de", "de-en"]
+    monkeypatch.undo()
+    extract(corpus, full, tmp_path, "en-de,de-en,en-fr", "--skip-existing")
+    table = capsys.readouterr().out
+    assert [row.split()[0] for row in table.splitlines()[1:4]] == ["en-de", "de-en", "en-fr"]
+    assert first.stat().st_ino == before
+
+
+def test_what_was_finished_is_told_before_an_error(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = extraction.write_json
+
+    def fill(path: Path, content: dict[str, Any]) -> None:
+        if content["pairs"] == ["de-en"]:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(extraction, "write_json", fill)
+    with pytest.raises(SystemExit):
+        extract(corpus, full, tmp_path, "en-de,de-en")
+    assert "en-de  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [("--unpadded",), ("--half", "bf16"), ("--trim-vocabulary",), ("--license", "mit")])
+def test_a_subnet_that_was_made_otherwise_is_not_skipped(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    extract(corpus, full, tmp_path, "en-de")
+    capsys.readouterr()
+    line = error_of(capsys, tmp_path, corpus.bin, full, "en-de", "--skip-existing", *flags)
+    assert "exists and is not empty" in line
+    extract(corpus, full, tmp_path, "en-de", "--skip-existing", "--force", *flags)
+    extract(corpus, full, tmp_path, "en-de", "--skip-existing", *flags)
+
+
+def test_a_subnet_that_was_not_verified_is_not_skipped_where_it_must_be(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(corpus, full, tmp_path, "en-de")
+    capsys.readouterr()
+    flags = ("--skip-existing", "--verify", "2")
+    assert "exists and is not empty" in error_of(capsys, tmp_path, corpus.bin, full, "en-de", *flags)
+    extract(corpus, full, tmp_path, "en-de", "--force", *flags)
+    capsys.readouterr()
+    extract(corpus, full, tmp_path, "en-de", *flags)
+    assert "en-de verified: 2 of 2 hypotheses equal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--verify", "--gen-subset", "rare"), "no rare set of fr-en; binarise one"),
+        (("--trim-vocabulary",), "no training data of fr-en"),
+    ],
+)
+def test_data_that_a_later_pair_lacks_is_missed_before_anything_is_written(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple, expected: str
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "output"
+    data.mkdir()
+    for file in corpus.bin.iterdir():
+        if file.suffix == ".txt" or ".de-en." in file.name or ".en-de." in file.name:
+            (data / file.name).symlink_to(file)
+            (data / file.name.replace("test.", "rare.")).exists() or (
+                data / file.name.replace("test.", "rare.")
+            ).symlink_to(file)
+    assert expected in error_of(capsys, output, data, full, "en-de,fr-en", *flags)
+    assert not output.exists()
+
+
+def test_pairs_may_stand_in_a_file(corpus: Corpus, full: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("en-de,\nde-en en-fr+fr-en\n")
+    extract(corpus, full, tmp_path / "out", str(pairs))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["de-en", "en-de", "en-fr+fr-en"]
+
+
+def test_a_subnet_of_many_pairs_has_a_short_name() -> None:
+    pairs = [f"eng_Latn-{number:03}_Latn" for number in range(60)]
+    name = subnet_name(pairs)
+    assert name.startswith("eng_Latn-000_Latn+59-more-")
+    assert len(name) < 100
+    assert subnet_name([*pairs[:59], "eng_Latn-999_Latn"]) != name
+    assert subnet_name(pairs[:2]) == "eng_Latn-000_Latn+eng_Latn-001_Latn"

@@ -133,6 +133,14 @@ def test_a_stock_architecture_is_refused(corpus: Corpus, tmp_path: Path, capsys)
     assert "--arch transformer_tiny: does not take the language ids" in message
 
 
+def test_a_file_of_pairs_may_have_lines(corpus: Corpus, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("en-de,\nde-en\nen-fr fr-en\n")
+    train(corpus, tmp_path / "save", "--lang-pairs", pairs, "--max-update", 1)
+    state = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)
+    assert state["cfg"]["model"].taskmoe_lang_pairs == "en-de,de-en,en-fr,fr-en"
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
@@ -182,7 +190,7 @@ def test_an_unseen_pair_is_refused_under_pair_routing_and_the_known_ones_are_nam
 ) -> None:
     message = error_of(capsys, generate, corpus, checkpoints["pair/group"], "fr-de")
     assert "--source-lang fr --target-lang de" in message
-    assert "en-de,de-en,en-fr,fr-en,de-fr" in message
+    assert "en-de, de-en, en-fr, fr-en, de-fr" in message
 
 
 def test_an_unseen_pair_is_translated_under_source_and_target_routing(corpus: Corpus, checkpoint: Path) -> None:

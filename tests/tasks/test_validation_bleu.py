@@ -143,6 +143,14 @@ def test_a_tokenizer_that_is_not_installed_is_named_before_training(
         tasks.setup_task(args).build_model(args)
 
 
+def test_languages_share_a_tokenizer(corpus: Corpus) -> None:
+    """One may take tens of megabytes."""
+    task = make_task(corpus, "--eval-bleu")
+    bleu = ValidationBleu(task, None, len(task.lang_pairs), set())
+    assert len(bleu.bleus) == len(task.lang_pairs)
+    assert len(set(map(id, bleu.bleus))) == 1
+
+
 def test_nothing_in_common_is_zero() -> None:
     logged = chinese_scores(["a", "b", "c"])
     assert (logged["bleu"], logged["chrf"]) == (0, 0)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskmoe_plugin.cli.arguments import sentences
+from taskmoe_plugin.cli.arguments import lang_pairs, sentences
 from taskmoe_plugin.cli.conversions.common import add_conversion
 from taskmoe_plugin.errors import UsageError
 
@@ -28,8 +28,8 @@ def add_parser(conversions: Any) -> None:
         _conversion,
     )
     add = parser.add_argument
-    add("--lang-pairs", default="all", metavar="PAIRS", help="what the pruned model is for: en-de,de-en, or all "
-        "(default: all)")  # fmt: skip
+    add("--lang-pairs", default="all", metavar="PAIRS", help="what the pruned model is for: en-de,de-en, a file "
+        "of pairs, or all (default: all)")  # fmt: skip
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--experts", metavar="N[,M]",
         help="keep N experts in each layer of the encoder, M of the decoder (default: N)")  # fmt: skip
@@ -60,7 +60,7 @@ def _conversion(args: Namespace) -> Conversion:
     from taskmoe_plugin.convert.prune import Options, prune
 
     options = Options(
-        pairs=() if args.lang_pairs == "all" else tuple(args.lang_pairs.split(",")),
+        pairs=() if args.lang_pairs == "all" else tuple(lang_pairs(args.lang_pairs)),
         experts=experts,
         threshold=args.threshold,
         metric=args.metric,
