@@ -32,6 +32,8 @@ class OwnFiles:
         self._saves: dict[tuple[str, ...], dict[Path, Identity]] = {}
         self._last: tuple[str, ...] | None = None  # of a save after which fairseq has written no checkpoint yet
         self._warned = False
+        # What the checkpoints that have been read name: a run may keep hundreds.
+        self._read: dict[tuple[Path, Identity | None], tuple[str, ...]] = {}
 
     def before_save(self) -> None:
         """Leave to users the files of checkpoints that fairseq has not removed, but that are gone.
@@ -79,11 +81,13 @@ class OwnFiles:
                 continue
             identity = _identity(path)
             try:
-                files = _named_files(load(path))
+                if (path, identity) not in self._read:
+                    self._read[path, identity] = _named_files(load(path))
             except (MissingFile, TruncatedFile):  # what is cut short was left by a run that was killed
                 continue
             except LoadError as error:
                 raise TaskMoEError(error.of(path)) from error
+            files = self._read[path, identity]
             if files and identity is not None:
                 yield path, identity, files
 

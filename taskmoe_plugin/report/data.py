@@ -41,10 +41,10 @@ def measured_usage(
     # A pruned layer has not all of its experts, which keep their numbers.
     totals = [torch.zeros(len(pairs), config.experts, 2) for config, _ in places]
     for row, pair in enumerate(pairs):
-        with counted_usage(layers, torch.full((BATCH,), row), len(pairs)) as sums:
+        with counted_usage(layers, torch.zeros(BATCH, dtype=torch.int64), 1) as sums:
             references.run(pair)
         for total, found, (config, index) in zip(totals, sums, places):
-            total[:, list(config.held_experts(index))] += found
+            total[row, list(config.held_experts(index))] += found[0]
     by_layer = iter(totals)
     return [
         StackUsage(

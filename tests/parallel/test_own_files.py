@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from taskmoe_plugin.files.loading import load
+from taskmoe_plugin.parallel import own_files
 from taskmoe_plugin.parallel.manifest import KEY, make_manifest
 from taskmoe_plugin.parallel.own_files import OwnFiles
 
@@ -141,3 +143,16 @@ def test_a_file_that_is_not_read_keeps_all_and_is_named_once(run: Run, caplog: p
     assert run.left() == {1, 2, 3}
     [line] = caplog.messages
     assert line.startswith(f"{run.directory / 'mine.pt'}: holds Python objects that safe loading refuses")
+
+
+def test_a_checkpoint_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counting(path: Path) -> Any:
+        read.append(path.name)
+        return load(path)
+
+    monkeypatch.setattr(own_files, "load", counting)
+    for number in range(5):
+        run.save(number, f"checkpoint{number}.pt", LAST)
+    assert sorted(read) == sorted([*(f"checkpoint{number}.pt" for number in range(5)), *[LAST] * 5])
