@@ -74,7 +74,12 @@ def _packed(source: Source, name: str, bits: int, group: int | None, scratch: Sc
 
     def codes() -> Iterator[Tensor]:
         for expert in range(count):
-            packed = quantize(source.tensors.expert(name, expert), bits, group)
+            weight = source.tensors.expert(name, expert)
+            if not weight.isfinite().all():
+                raise TaskMoEError(
+                    f"{source.path}: {name} has weights that are no finite numbers; give an earlier checkpoint"
+                )
+            packed = quantize(weight, bits, group)
             scales.append(packed.scale)
             yield packed.codes
 

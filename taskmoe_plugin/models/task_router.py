@@ -131,7 +131,7 @@ class TaskRouter(nn.Module):
         self.merge = merge
         self.register_buffer("lookup", table.lookup, persistent=False)
         # Shares rather than counts: averaging checkpoints averages buffers too, and half precision rounds them.
-        self.register_buffer("share", torch.full((len(table.names),), 1.0 / len(table.names)))
+        self.register_buffer("share", torch.full((len(table.names),), 1.0 / len(table.names), dtype=torch.float32))
 
     def set_training_tokens(self, pair_tokens: Mapping[tuple[int, int], int]) -> None:
         """Set the share of each task from the tokens of each (source language id, target language id)."""

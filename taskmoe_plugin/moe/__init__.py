@@ -4,6 +4,8 @@ Nothing in this package imports fairseq or fairscale, so that it can be used and
 used throughout: T positions, B rows (sentences), C model width, F hidden width of an expert, E experts, K experts per
 token, U units that choose together (tasks, sentences or tokens), L MoE layers of a stack, N tokens that are not
 padding, A assignments (token, expert), W processes.
+
+Gradients can be taken once: those of gradients (``create_graph=True``) are not those of the experts.
 """
 
 from taskmoe_plugin.moe.assignments import Assignments, drop_beyond, expert_capacity, sort_assignments

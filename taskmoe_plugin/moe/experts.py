@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,19 @@ class FeedForward:
         return F.linear(hidden if dropout is None else dropout(hidden), self.fc2_weight, self.fc2_bias)
 
 
+class _ScaledGradient(torch.autograd.Function):
+    """A tensor as it is, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
 class Experts(nn.Module):
     """E feed-forward networks ``fc2(dropout(activation(fc1(x))))`` of one shape, as four parameters.
 
@@ -78,6 +92,7 @@ class Experts(nn.Module):
         self.activation = activation
         self.dropout_module: nn.Module = nn.Dropout(dropout)
         self.bits = bits
+        self.grad_scale = 1.0
         size = len(held)
         self.fc1_weight = nn.Parameter(torch.empty(size, ffn_width, width))
         self.fc1_bias = nn.Parameter(torch.empty(size, ffn_width))
@@ -119,6 +134,8 @@ class Experts(nn.Module):
     def _parts(self, merging: Tensor | None) -> list[Tensor]:
         """The parts of all networks, each (P, …), in the order of ``PARTS``."""
         stacked: list[Tensor] = [self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias]
+        if self.grad_scale != 1:
+            stacked = [_ScaledGradient.apply(each, self.grad_scale) for each in stacked]  # type: ignore[no-untyped-call]
         if self.bits:
             stacked = [self._rounded(part, tensor) for part, tensor in zip(PARTS, stacked)]
         if merging is None:
@@ -138,8 +155,7 @@ class Experts(nn.Module):
 
     def scale_gradients(self, factor: float) -> None:
         """From now on, multiply the gradients of all parameters by a factor (Artetxe et al. 2022, 2112.10684)."""
-        for parameter in self.parameters():
-            parameter.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
+        self.grad_scale = factor
 
     def fold(self, experts: Sequence[int], weights: Tensor) -> FeedForward:
         """The one network that computes Σ_k weight_k · expert_k(x), without dropout.

@@ -230,8 +230,11 @@ class TaskGates(nn.Module):
     ) -> None:
         super().__init__()
         check_top_k(experts, top_k)
+        if warmup is not None:
+            check_top_k(experts, warmup.start)
         self.top_k = top_k
         self.warmup = warmup
+        self.ahead = ahead
         self.choice = Choice() if choice is None else choice
         self.jitter = jitter
         self.seed = seed
@@ -260,7 +263,7 @@ class TaskGates(nn.Module):
             gates = self.choice(logits, k, self.training)
             if k > 1 or self.choice.dense_training:
                 return gates
-            first = 1 / (1 + (logits.size(-1) - 1) * math.exp(-self.HEAD_START))
+            first = 1 / (1 + (logits.size(-1) - 1) * math.exp(-self.ahead))
             return Gates(logits, gates.probs, gates.experts, gates.weights / first)
 
     def _noise(self, like: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def gather_sum(y: Tensor, place: Tensor, weights: Tensor | None, index: Tensor |
     summed = F.embedding_bag(place, y, mode="sum", per_sample_weights=own)
     if index is not None:
         summed = y.new_zeros(math.prod(shape[:-1]), y.size(1)).index_copy_(0, index, summed)
-    return summed.view(shape)
+    # No view, which the caller of an autograd function may not change in place.
+    return torch.ops.aten._unsafe_view(summed, list(shape))  # type: ignore[no-any-return]
 
 
 def gather_weighted(

@@ -23,6 +23,9 @@ class MoELayer(nn.Module):
         eval_capacity_factor: the same in evaluation.
         dispatcher: for experts that are spread over processes; by default they are all here.
         random_priority: whether in training, with a capacity, experts serve tokens in random order.
+
+    Raises:
+        ValueError: there are not as many experts as the layer should have, or the router chooses among.
     """
 
     def __init__(
@@ -36,6 +39,12 @@ class MoELayer(nn.Module):
         random_priority: bool = False,
     ) -> None:
         super().__init__()
+        if router is not None and router.gate.weight.size(0) != num_experts:
+            raise ValueError(
+                f"the router chooses among {router.gate.weight.size(0)} experts, of which {num_experts} are"
+            )
+        if dispatcher is None and len(experts) != num_experts:
+            raise ValueError(f"{len(experts)} experts are in this process, of which all {num_experts} should be")
         self.num_experts = num_experts
         self.router = router
         self.experts = experts
@@ -53,7 +62,16 @@ class MoELayer(nn.Module):
 
         Returns:
             The output, and the routing with what is known of it afterwards.
+
+        Raises:
+            ValueError: the activations are not those of the tokens.
         """
+        tokens = routing if isinstance(routing, Tokens) else routing.tokens
+        places = x.size(0) * x.size(1)
+        if x.size(1) != tokens.rows or (tokens.index is None and places != tokens.row.numel()):
+            raise ValueError(
+                f"activations {tuple(x.shape)} (T, B, C), and tokens of {tokens.rows} rows of other lengths"
+            )
         if isinstance(routing, Tokens):
             assert self.router is not None
             routed: Routing = self.router(x.reshape(-1, x.size(-1)), routing)

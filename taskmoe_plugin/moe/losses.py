@@ -24,7 +24,7 @@ def expert_load(gates: Gates, share: Tensor) -> Tensor:
         gates: gates of U units.
         share: (U,) fp32, share of tokens of each unit, summing to 1.
     """
-    load = torch.zeros(gates.probs.size(1), device=share.device)
+    load = torch.zeros(gates.probs.size(1), dtype=torch.float32, device=share.device)
     experts = gates.experts[:, :1] if gates.sparse else gates.experts
     k = experts.size(1)
     return load.index_add(0, experts.reshape(-1), share.repeat_interleave(k) / k)
@@ -49,7 +49,7 @@ def balance_loss(gates: Gates, share: Tensor, load: Tensor | None = None) -> Ten
 def z_loss(gates: Gates, share: Tensor) -> Tensor:
     """Router z-loss, scalar fp32: mean over tokens of the squared log-sum-exp of the logits (ST-MoE, equation 5)."""
     if gates.logits is None:
-        return torch.zeros((), device=share.device)
+        return torch.zeros((), dtype=torch.float32, device=share.device)
     return (share * gates.logits.logsumexp(dim=-1).square()).sum()
 
 

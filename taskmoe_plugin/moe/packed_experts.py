@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from taskmoe_plugin.moe.experts import Experts, FeedForward
 from taskmoe_plugin.moe.fold import PARTS, fold, merge
+from taskmoe_plugin.moe.gates import full_precision
 from taskmoe_plugin.moe.groups import Groups
 from taskmoe_plugin.moe.packed_products import Product, packed_product
 from taskmoe_plugin.moe.quantize import Packed
@@ -68,10 +70,12 @@ class PackedExperts(nn.Module):
 
     def merge(self, weights: Tensor) -> FeedForward:
         """See ``Experts.merge``."""
-        row = weights.unsqueeze(0)
-        parts = {
-            part: merge(torch.stack([self._part(part, each) for each in range(len(self))]), row)[0] for part in PARTS
-        }
+        with full_precision(weights.device):
+            row = weights.unsqueeze(0).to(self.fc1_bias.dtype)
+            parts = {
+                part: merge(torch.stack([self._part(part, each) for each in range(len(self))]), row)[0]
+                for part in PARTS
+            }
         return self._network(parts)
 
     def _network(self, parts: Mapping[str, Tensor]) -> FeedForward:
@@ -91,6 +95,9 @@ class _PackedMatrices(nn.Module):
         self.register_buffer("codes", packed.codes, persistent=False)
         self.register_buffer("scale", packed.scale, persistent=False)
         self._products: dict[int, Product | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_products": {}}  # they are functions, and are made anew
 
     def packed(self, expert: int) -> Packed:
         """The matrix of an expert as it is."""

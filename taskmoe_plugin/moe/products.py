@@ -85,11 +85,14 @@ class _Grouped(torch.autograd.Function):
         ends = ctx.groups.ends
         grad = _through_relu(grad.contiguous(), positive)
         grad_x = _product(grad, weight, ends) if ctx.needs_input_grad[0] else None
-        grad_weight = _product(grad.t(), x, ends)
-        if _leaves_garbage(x):
-            grad_weight.masked_fill_(torch.diff(ends, prepend=ends.new_zeros(1)).eq(0).view(-1, 1, 1), 0)
-        # A product with a one-hot matrix takes as long however rows are distributed over groups.
-        grad_bias = ctx.groups.members(grad.dtype).t() @ grad
+        grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = _product(grad.t(), x, ends)
+            if _leaves_garbage(x):
+                grad_weight.masked_fill_(torch.diff(ends, prepend=ends.new_zeros(1)).eq(0).view(-1, 1, 1), 0)
+        if ctx.needs_input_grad[2]:
+            # A product with a one-hot matrix takes as long however rows are distributed over groups.
+            grad_bias = ctx.groups.members(grad.dtype).t() @ grad
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -122,16 +125,20 @@ class _Sliced(torch.autograd.Function):
         x, weight, positive = ctx.saved_tensors
         grad = _through_relu(grad, positive)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight, grad_bias = torch.empty_like(weight), grad.new_zeros(weight.shape[:2])
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = grad.new_zeros(weight.shape[:2]) if ctx.needs_input_grad[2] else None
         empty = set(range(weight.size(0)))
         for group, rows in ctx.slices:
             empty.discard(group)
-            torch.mm(grad[rows].t(), x[rows], out=grad_weight[group])
-            torch.sum(grad[rows], dim=0, out=grad_bias[group])
+            if grad_weight is not None:
+                torch.mm(grad[rows].t(), x[rows], out=grad_weight[group])
+            if grad_bias is not None:
+                torch.sum(grad[rows], dim=0, out=grad_bias[group])
             if grad_x is not None:
                 torch.mm(grad[rows], weight[group], out=grad_x[rows])
-        for group in empty:
-            grad_weight[group].zero_()
+        if grad_weight is not None:
+            for group in empty:
+                grad_weight[group].zero_()
         return grad_x, grad_weight, grad_bias, None, None
 
 

@@ -91,7 +91,8 @@ def round_weights(weight: Tensor, bits: int) -> Tensor:
     with torch.no_grad():
         codes, scale = _codes(weight, bits, None)
         rounded = _scaled(codes - zero_of(bits), scale).to(weight.dtype)
-    return weight + (rounded - weight).detach()
+    # What is added is exactly zero.
+    return rounded + (weight - weight.detach())
 
 
 def _codes(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,7 @@ def _codes(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor
     grouped = _split(weight.float(), group or weight.size(-1))
     scale = grouped.abs().amax(dim=-1) / zero_of(bits)
     # A row of zeros has any scale.
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(scale != 0, scale, torch.ones_like(scale))
     codes = (grouped / scale.unsqueeze(-1) + zero_of(bits)).round().clamp(0, 2**bits - 1)
     return codes.flatten(-2), scale
 

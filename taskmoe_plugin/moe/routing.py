@@ -129,7 +129,7 @@ def merged_routings(
         counts: (P,), the number of tokens of each network, where the host knows it.
     """
     merging = gates.shares.index_select(1, units).unbind(0)
-    experts, weights = network.unsqueeze(1), torch.ones(network.size(0), 1, device=network.device)
+    experts, weights = network.unsqueeze(1), torch.ones(network.size(0), 1, dtype=torch.float32, device=network.device)
     assignments = sort_assignments(experts, units.numel(), tokens.index)
     return [
         Routing(
@@ -185,7 +185,7 @@ class TokenRouter(_LinearRouter):
             logits = tokens.candidates.restrict(logits, tokens.row)
         gates = self.choose(logits)
         count = tokens.row.numel()
-        share = torch.full((count,), 1.0 / max(count, 1), device=x.device)
+        share = torch.full((count,), 1.0 / max(count, 1), dtype=torch.float32, device=x.device)
         return Routing(
             gates=gates,
             share=share,
@@ -207,7 +207,8 @@ class SentenceRouter(_LinearRouter):
         """Route flattened activations ``x`` (T·B, C)."""
         row, rows = tokens.row, tokens.rows
         # torch.bincount waits for a GPU to learn the largest.
-        count = torch.zeros(rows, device=x.device).index_add(0, row, torch.ones(row.shape, device=x.device))
+        each = torch.ones(row.shape, dtype=torch.float32, device=x.device)
+        count = each.new_zeros(rows).index_add(0, row, each)
         sentence = tokens.sentence
         if sentence is None:
             kept = tokens.take(x).float()

@@ -23,8 +23,9 @@ class Usage:
         weight: (tasks, E) fp32, the mean over a task's tokens of the weight that each expert has, 0 where it is not
             chosen. Rows sum to what a token's weights sum to: 1 times the route scale, or the probabilities that a
             token-routed top-1 and a threshold leave as they are.
-        load: (tasks, E) fp32, the share of a task's assignments that each expert gets, before any are dropped; of
-            experts that are merged, their share in its network. Rows sum to 1, to 0 for a task without tokens.
+        load: (tasks, E) fp32, the share of a task's assignments that each expert gets, before any are dropped (which
+            have no weight); of experts that are merged, their share in its network. Rows sum to 1, to 0 for a task
+            without tokens.
         share: (tasks,) fp32 summing to 1, each task's share of the tokens.
     """
 
@@ -98,7 +99,7 @@ def counted_usage(layers: Sequence[MoELayer], task: Tensor, tasks: int) -> Itera
         task: (B,) int64, the task of each row of the batches that pass.
         tasks: number of tasks. They need not be those that the layers route by, if they route by any.
     """
-    sums = [torch.zeros(tasks, layer.num_experts, 2, device=task.device) for layer in layers]
+    sums = [torch.zeros(tasks, layer.num_experts, 2, dtype=torch.float32, device=task.device) for layer in layers]
     with ExitStack() as stack:
         for layer, total in zip(layers, sums):
             stack.callback(layer.register_forward_hook(_Count(total, task)).remove)
@@ -114,6 +115,8 @@ class _Count:
 
     def __call__(self, layer: MoELayer, args: tuple[Tensor, Routing | Tokens], output: tuple[Tensor, Routing]) -> None:
         routing = output[1]
+        if routing.merging is not None:
+            raise ValueError("tokens of merged experts choose none; use Usage.of_table(…, merged=True)")
         tasks, num_experts, _ = self.total.shape
         task = self.task[routing.tokens.row]
         experts, weights = routing.experts, routing.weights

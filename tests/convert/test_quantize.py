@@ -18,7 +18,7 @@ from tests.convert.checkpoints import load, write_checkpoint
 from tests.helpers.corpus import Corpus
 from tests.helpers.models import LANGS, PAIRS, build_model_of, kept, model_args, net_input, rows
 from tests.helpers.training import generate, train
-from tests.subnet.helpers import DEFAULT, extract, write_model
+from tests.subnet.helpers import DEFAULT, extract, rewrite, write_model
 from tests.subnet.stock import TOLERANCE, assert_equal, stock_fairseq, stock_generate_flags
 
 FLAGS = {"share_all_embeddings": True, "moe_freq": 1, "encoder_moe_routing": "token", "moe_expert_ffn_dim": 16}
@@ -256,6 +256,22 @@ def test_experts_that_stay_packed_translate_as_those_that_do_not(
     # Where PyTorch has a product of their shape, it computes in bf16.
     found = generate(corpus, tmp_path / "small.pt", "en-de", "--keep-packed").hypotheses
     assert_equal(found, expected, tolerance=0.01 if bits == 8 else TOLERANCE)
+    # In fp16 a processor rounds other hypotheses to the best ones.
+    assert len(generate(corpus, tmp_path / "small.pt", "en-de", "--keep-packed", "--fp16").hypotheses) == len(expected)
+
+
+def test_weights_that_are_no_numbers_are_refused(
+    corpus: Corpus, random: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rewrite(random, tmp_path / "damaged.pt", spoil)
+    with pytest.raises(SystemExit):
+        convert(path, tmp_path / "small.pt", 8)
+    assert "encoder.layers.1.moe.experts.fc1_weight has weights that are no finite" in capsys.readouterr().err
+    assert not (tmp_path / "small.pt").exists()
+
+
+def spoil(state: dict[str, Any]) -> None:
+    state["model"]["encoder.layers.1.moe.experts.fc1_weight"][2, 3, 1] = float("nan")
 
 
 def test_experts_that_are_not_packed_cannot_stay_so(
