@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 
 from taskmoe_plugin.errors import UsageError
-
-# Longer text is no path, and no system call takes it.
-LONGEST_PATH = 4096
 
 
 def positive(text: str) -> int:
@@ -40,11 +38,14 @@ def lang_pairs(text: str) -> list[str]:
     """The pairs that ``--lang-pairs`` names, with commas between them, or in a file, where lines may end between them.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: there is no such file, or it cannot be read.
     """
-    try:
-        path = Path(text)
-        content = path.read_text(encoding="utf-8") if len(text) < LONGEST_PATH and path.is_file() else text
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--lang-pairs {text}: cannot be read ({error}); give a file of pairs, or pairs") from None
+    content = text
+    if os.path.isfile(text):  # of text that no file can be called by, Path would raise an error
+        try:
+            content = Path(text).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--lang-pairs {text}: cannot be read ({error}); give a file of pairs, or pairs") from None
+    elif "/" in text or text.endswith(".txt"):
+        raise UsageError(f"--lang-pairs {text}: no such file; give a file of pairs, pairs such as en-de,en-fr, or all")
     return [pair for pair in re.split(r"[\s,]+", content) if pair] or [""]

@@ -131,7 +131,8 @@ def _options(args: Namespace) -> Options:
 def _groups(text: str) -> list[list[str]] | None:
     if text == "all":
         return None
-    return [list(dict.fromkeys(group.split("+"))) for group in dict.fromkeys(lang_pairs(text))]
+    groups = dict.fromkeys(tuple(dict.fromkeys(group.split("+"))) for group in lang_pairs(text))
+    return [list(group) for group in groups]
 
 
 if __name__ == "__main__":

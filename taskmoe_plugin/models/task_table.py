@@ -63,6 +63,6 @@ class TaskTable:
         if routing == "group":
             of_pairs = [(groups or {})[pair] for pair in of_pairs]
         place = {name: task for task, name in enumerate(dict.fromkeys(of_pairs))}
-        rows, columns = ([ids[lang] for lang in side] for side in zip(*trained))
-        lookup[rows, columns] = torch.tensor([place[name] for name in of_pairs])
+        rows, columns = [ids[source] for source, _ in trained], [ids[target] for _, target in trained]
+        lookup[rows, columns] = torch.tensor([place[name] for name in of_pairs], dtype=lookup.dtype)
         return cls(tuple(place), lookup)

@@ -86,15 +86,22 @@ class Options:
     force: bool = False
     skip_existing: bool = False
 
-    def described(self) -> dict[str, Any]:
-        """Those that say what a subnet has in it, for ``subnet.json``."""
-        pieces = self.sentencepiece_model
+    def described(self, pairs: Sequence[str]) -> dict[str, Any]:
+        """What a subnet of some pairs depends on, besides the checkpoint: for ``subnet.json``."""
+        pieces, trained = self.sentencepiece_model, {}
+        if self.trim_vocabulary:
+            sides = {(pair, lang) for pair in pairs for lang in split_pair(pair)}
+            files = {f"{file}.bin" for side in sides for file in train_files(self.data, *side)}
+            trained = {Path(file).name: Path(file).stat().st_size for file in sorted(files)}
+        verify = {"sentences": self.verify or "all", "subset": self.subset}
         return {
             "format": self.format,
             "padded": self.padded,
             "quantization": self.quantization,
             "sentencepiece_model": None if pieces is None else hashlib.sha256(pieces.read_bytes()).hexdigest(),
             "trim_vocabulary": self.trim_vocabulary,
+            "training_data": trained,
+            "verify": None if self.verify is None else verify,
             "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
             "license": self.license,
         }
@@ -153,19 +160,24 @@ def extract(
         digest = sha256(path, bar.update)
     source = {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
     verifier = Verifier(checkpoint, options.data, options.subset)
+    there = [_existing(job, options, source) for job in jobs]
     rows = []
-    for job in jobs:
-        row = _existing(job, options, source) if options.skip_existing else None
-        row = row or _Extraction(checkpoint, job, pieces, options, source, verifier).run()
+    for job, existing in zip(jobs, there):
+        row = existing or _Extraction(checkpoint, job, pieces, options, source, verifier).run()
         rows.append(row)
         done(row)
     return rows
 
 
 def _existing(job: _Job, options: Options, source: dict[str, Any]) -> Row | None:
-    """The line of a subnet that is there already, if it is what this extraction would make."""
-    made = {"pairs": list(job.plan.pairs), "source": source, "options": options.described()}
-    return existing_row(job.directory, job.name, made, verified=options.verify is not None)
+    """The line of a subnet that is there already, if it is what this extraction would make and may be left."""
+    if not options.skip_existing:
+        return None
+    pairs = list(job.plan.pairs)
+    row = existing_row(job.directory, job.name, {"pairs": pairs, "source": source, "options": options.described(pairs)})
+    if row is None:
+        check_free(job.directory, options.force, skipping=True)
+    return row
 
 
 def _job(
@@ -178,7 +190,7 @@ def _job(
 ) -> _Job:
     name = subnet_name(pairs)
     directory = options.output_dir / name
-    if not (options.skip_existing and (directory / DESCRIPTION).is_file()):
+    if not options.skip_existing:
         check_free(directory, options.force)
     plan = planner.plan(pairs)
     args, task = checkpoint.args, checkpoint.cfg["task"]
@@ -333,7 +345,7 @@ class _Extraction:
             "form": plan.form,
             **details,
             "source": self.source,
-            "options": self.options.described(),
+            "options": self.options.described(plan.pairs),
             "full_model": {"parameters": full.parameters, "bytes": full.bytes},
             "subnet": {"parameters": parameters},
             "stacks": {name: stack.form.value for name, stack in plan.stacks.items()},

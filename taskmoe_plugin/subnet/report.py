@@ -49,7 +49,7 @@ class Row:
         name: the pairs.
         form: see ``Plan.form``.
         full, subnet: the sizes before and after; the subnet's bytes are those of its file.
-        seconds: how long extraction took.
+        seconds: how long extraction took; None: it was there.
         verified: for each pair that was compared with the full model, how far they agree.
     """
 
@@ -57,7 +57,7 @@ class Row:
     form: str
     full: Size
     subnet: Size
-    seconds: float
+    seconds: float | None
     verified: dict[str, str] = field(default_factory=dict)
 
 
@@ -69,7 +69,16 @@ def table(rows: Iterable[Row]) -> str:
         ratio = row.full.parameters / row.subnet.parameters
         counts = [f"{size.parameters:,}" for size in (row.subnet, row.full)]
         sizes = [readable(size.bytes) for size in (row.subnet, row.full)]
-        cells.append((row.name, row.form, *counts, f"{ratio:.1f}", *sizes, f"{row.seconds:.1f}"))
+        cells.append(
+            (
+                row.name,
+                row.form,
+                *counts,
+                f"{ratio:.1f}",
+                *sizes,
+                "kept" if row.seconds is None else f"{row.seconds:.1f}",
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*cells)]
     notes = [f"{pair} verified: {note}" for row in rows for pair, note in row.verified.items()]
     return "\n".join([*(_line(line, widths) for line in cells), *notes])

@@ -50,6 +50,15 @@ def prune(path: Path, output: Path, *flags: Any) -> Path:
     return output
 
 
+def test_pairs_may_stand_in_a_file(full: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("en-de\nde-en\n")
+    flags = ("--metric", "random", "--experts", 2, "--lang-pairs")
+    found = [shapes_of(prune(full, tmp_path / f"{len(str(each))}.pt", *flags, each)) for each in (pairs, "en-de,de-en")]
+    assert found[0] == found[1]
+    assert found[0]["encoder"]["restriction"]["pairs"] == ["en-de", "de-en"]
+
+
 def shapes_of(path: Path) -> dict[str, Any]:
     return json.loads(load(path)["cfg"]["model"].taskmoe_subnet)  # type: ignore[no-any-return]
 

@@ -25,6 +25,7 @@ from taskmoe_plugin.moe import (
     routings_of_units,
     top_k_gates,
 )
+from taskmoe_plugin.moe import routing as routing_module
 from tests.helpers.moe import ROUTINGS, TASKS, WIDTH, RoutedMoE, make_batch, make_layer
 
 LEARNED = ("task", "sentence", "token")
@@ -332,7 +333,11 @@ def routed(gates: Gates, unit: list[int]) -> list[Routing]:
     return routings_of_units(gates, torch.tensor(unit), tokens, torch.full((TASKS,), 1 / TASKS))
 
 
-def test_each_layer_gives_the_tokens_of_a_unit_its_experts_and_weights() -> None:
+@pytest.mark.parametrize("many", [routing_module.MANY_UNITS, 0])
+def test_each_layer_gives_the_tokens_of_a_unit_its_experts_and_weights(
+    monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(routing_module, "MANY_UNITS", many)
     torch.manual_seed(0)
     gates = TaskGates(layers=3, tasks=TASKS, width=WIDTH, experts=4, top_k=2)()
     unit = [0, 2, 2, 1]
@@ -341,7 +346,9 @@ def test_each_layer_gives_the_tokens_of_a_unit_its_experts_and_weights() -> None
         assert torch.equal(routing.weights, gates.weights[layer][unit])
 
 
-def test_the_gradient_of_a_units_weights_is_the_sum_over_its_tokens() -> None:
+@pytest.mark.parametrize("many", [routing_module.MANY_UNITS, 0])
+def test_the_gradient_of_a_units_weights_is_the_sum_over_its_tokens(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    monkeypatch.setattr(routing_module, "MANY_UNITS", many)
     gates = StaticTaskGates(layers=1, tasks=TASKS, experts=4, top_k=2)()
     weights = gates.weights.clone().requires_grad_()
     (routing,) = routed(replace(gates, weights=weights), [0, 2, 2, 1])

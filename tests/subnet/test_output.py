@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from taskmoe_plugin.cli.arguments import lang_pairs
 from taskmoe_plugin.formats import subnet_name
 from taskmoe_plugin.subnet import extract as extraction
 from tests.helpers.corpus import Corpus
-from tests.subnet.helpers import error_of, extract
+from tests.subnet.helpers import DEFAULT, error_of, extract, write_model
 
 
 def test_a_directory_with_something_in_it_is_left_alone(
@@ -152,29 +154,83 @@ def test_what_was_finished_is_told_before_an_error(
     assert "en-de  " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [("--unpadded",), ("--half", "bf16"), ("--trim-vocabulary",), ("--license", "mit")])
+NOT_SAME = "was not made by the same command of the same checkpoint; give --force to replace it"
+OTHERWISE = [
+    ("--unpadded",), ("--half", "bf16"), ("--trim-vocabulary",), ("--license", "mit"), ("--verify", "2"),
+    ("--format", "ctranslate2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", OTHERWISE, ids=str)
 def test_a_subnet_that_was_made_otherwise_is_not_skipped(
     corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
 ) -> None:
     extract(corpus, full, tmp_path, "en-de")
     capsys.readouterr()
-    line = error_of(capsys, tmp_path, corpus.bin, full, "en-de", "--skip-existing", *flags)
-    assert "exists and is not empty" in line
+    # Before others are made.
+    assert NOT_SAME in error_of(capsys, tmp_path, corpus.bin, full, "de-en,en-de", "--skip-existing", *flags)
     extract(corpus, full, tmp_path, "en-de", "--skip-existing", "--force", *flags)
+    before = (tmp_path / "en-de" / "subnet.json").stat().st_ino
+    capsys.readouterr()
     extract(corpus, full, tmp_path, "en-de", "--skip-existing", *flags)
+    assert (tmp_path / "en-de" / "subnet.json").stat().st_ino == before
+    assert capsys.readouterr().out.splitlines()[1].endswith("kept")
 
 
-def test_a_subnet_that_was_not_verified_is_not_skipped_where_it_must_be(
+@pytest.mark.parametrize("first", ["int8", "float16"])
+def test_a_subnet_of_other_bits_is_not_skipped(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], first: str
+) -> None:
+    flags = ("--format", "ctranslate2", "--skip-existing")
+    extract(corpus, full, tmp_path, "en-de", *flags, "--quantization", first)
+    capsys.readouterr()
+    assert NOT_SAME in error_of(capsys, tmp_path, corpus.bin, full, "en-de", *flags)
+
+
+def test_a_subnet_of_another_checkpoint_or_without_its_model_is_not_skipped(
+    corpus: Corpus, full: Path, template: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_model(corpus, template, tmp_path / full.name, *DEFAULT, seed=9)
+    output = tmp_path / "out"
+    extract(corpus, full, output, "en-de")
+    capsys.readouterr()
+    assert NOT_SAME in error_of(capsys, output, corpus.bin, other, "en-de", "--skip-existing")
+    (output / "en-de" / "model.pt").unlink()
+    assert NOT_SAME in error_of(capsys, output, corpus.bin, full, "en-de", "--skip-existing")
+
+
+def test_another_sentencepiece_model_makes_another_subnet(corpus: Corpus, tmp_path: Path) -> None:
+    described = []
+    for number, content in enumerate(("one", "other", "one")):
+        path = tmp_path / f"{number}.model"
+        path.write_text(content)
+        options = extraction.Options((corpus.bin,), tmp_path, sentencepiece_model=path)
+        described.append(options.described(["en-de"]))
+    assert described[0] == described[2] != described[1]
+
+
+@pytest.mark.parametrize("flags", [("--verify", "3"), ("--verify", "2", "--gen-subset", "valid")])
+def test_a_subnet_that_was_verified_with_less_is_not_skipped(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    extract(corpus, full, tmp_path, "en-de", "--verify", "2")
+    capsys.readouterr()
+    assert NOT_SAME in error_of(capsys, tmp_path, corpus.bin, full, "en-de", "--skip-existing", *flags)
+    extract(corpus, full, tmp_path, "en-de", "--skip-existing", "--verify", "2")
+    assert "en-de verified: 2 of 2 hypotheses equal" in capsys.readouterr().out
+
+
+def test_a_trimmed_subnet_of_other_data_is_not_skipped(
     corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    extract(corpus, full, tmp_path, "en-de")
+    data, output = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(corpus.bin, data)
+    flags = ("--trim-vocabulary", "--skip-existing")
+    extract(corpus, full, output, "en-de", *flags)
     capsys.readouterr()
-    flags = ("--skip-existing", "--verify", "2")
-    assert "exists and is not empty" in error_of(capsys, tmp_path, corpus.bin, full, "en-de", *flags)
-    extract(corpus, full, tmp_path, "en-de", "--force", *flags)
-    capsys.readouterr()
-    extract(corpus, full, tmp_path, "en-de", *flags)
-    assert "en-de verified: 2 of 2 hypotheses equal" in capsys.readouterr().out
+    for suffix in ("de.bin", "de.idx", "en.bin", "en.idx"):
+        shutil.copy(corpus.bin / f"valid.en-de.{suffix}", data / f"train.en-de.{suffix}")
+    assert NOT_SAME in error_of(capsys, output, data, full, "en-de", *flags)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +260,23 @@ def test_pairs_may_stand_in_a_file(corpus: Corpus, full: Path, tmp_path: Path) -
     pairs.write_text("en-de,\nde-en en-fr+fr-en\n")
     extract(corpus, full, tmp_path / "out", str(pairs))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["de-en", "en-de", "en-fr+fr-en"]
+
+
+def test_a_file_of_pairs_that_is_not_there_is_named(
+    corpus: Corpus, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    line = error_of(capsys, tmp_path, corpus.bin, full, nowhere, status=2)
+    assert f"--lang-pairs {nowhere}: no such file; give a file of pairs" in line
+
+
+@pytest.mark.parametrize("count", [1, 20, 300, 10_000])
+def test_many_pairs_are_no_file(tmp_path: Path, count: int) -> None:
+    pairs = [f"eng_Latn-{number:05}" for number in range(count)]
+    assert lang_pairs(",".join(pairs)) == pairs
+    file = tmp_path / "pairs"
+    file.write_text("\ufeff" + "\n".join(pairs), encoding="utf-8")
+    assert lang_pairs(str(file)) == pairs
 
 
 def test_a_subnet_of_many_pairs_has_a_short_name() -> None:

@@ -11,6 +11,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.data.multilingual.multilingual_utils import augment_dictionary
 
+from taskmoe_plugin.files import binarised
 from taskmoe_plugin.subnet.decoders import FairseqDecoder, build_model, build_task
 from taskmoe_plugin.subnet.fairseq_format import read_model
 from taskmoe_plugin.subnet.vocabulary import Vocabulary
@@ -86,6 +87,16 @@ def test_only_pieces_of_the_pair_are_left(corpus: Corpus, models: tuple[Path, Pa
     assert rows == len(symbols(trimmed, "de")) + 4
     content = json.loads((trimmed / "subnet.json").read_text())
     assert content["vocabulary"]["target"] == {"symbols": rows, "of": len(symbols(whole, "de")) + 4}
+
+
+def test_training_data_is_looked_through_to_its_end(
+    corpus: Corpus, models: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _, trimmed = models
+    monkeypatch.setattr(binarised, "_BLOCK", 7)
+    again = extract(corpus, path, tmp_path, "en-de", "--trim-vocabulary")
+    for lang in ("en", "de"):
+        assert symbols(again, lang) == symbols(trimmed, lang)
 
 
 def test_scores_before_the_softmax_are_the_same_numbers(corpus: Corpus, models: tuple[Path, Path, Path]) -> None:

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 import taskmoe_plugin
 from taskmoe_plugin.cli.translate import _one_line
 from taskmoe_plugin.errors import TaskMoEError
+from taskmoe_plugin.formats import subnet_name
 from taskmoe_plugin.subnet.decoders import CTranslate2Decoder
 from taskmoe_plugin.translate.subnets import find_subnet
 from tests.helpers.corpus import Corpus
@@ -96,6 +97,19 @@ def test_the_languages_choose_among_several_subnets(folder: Path, lines: list[st
     )
     assert "translates de-en, en-de; give one of these" in error(translate(folder, "--target", "fr"), 2)
     assert "translates en-de" in error(translate(folder / "en-de", "--source", "de"), 2)
+
+
+def test_a_union_of_many_pairs_is_found_by_its_short_name(folder: Path, lines: list[str], tmp_path: Path) -> None:
+    pairs = ["en-de", *(f"x{number:03}-y{number:03}" for number in range(40))]
+    for name in (subnet_name(pairs), "copy"):
+        shutil.copytree(folder / "en-de", tmp_path / name)
+        description = tmp_path / name / "subnet.json"
+        content = json.loads(description.read_text(encoding="utf-8"))
+        description.write_text(json.dumps({**content, "pairs": pairs}), encoding="utf-8")
+    (tmp_path / "copy" / "model.bin").unlink()
+    text = lines[0] + "\n"
+    found = translate(tmp_path, "--source", "en", "--target", "de", stdin=text)
+    assert (found.returncode, found.stdout) == (0, translate(folder / "en-de", stdin=text).stdout)
 
 
 def test_of_copies_the_one_that_is_named_as_its_pair_is_taken(folder: Path, lines: list[str], tmp_path: Path) -> None:
