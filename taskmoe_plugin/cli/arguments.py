@@ -40,12 +40,12 @@ def lang_pairs(text: str) -> list[str]:
     Raises:
         UsageError: there is no such file, or it cannot be read.
     """
-    content = text
     if os.path.isfile(text):  # of text that no file can be called by, Path would raise an error
         try:
             content = Path(text).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--lang-pairs {text}: cannot be read ({error}); give a file of pairs, or pairs") from None
-    elif "/" in text or text.endswith(".txt"):
+        return [pair for pair in re.split(r"[\s,]+", content) if pair] or [""]
+    if "/" in text or text.endswith(".txt"):
         raise UsageError(f"--lang-pairs {text}: no such file; give a file of pairs, pairs such as en-de,en-fr, or all")
-    return [pair for pair in re.split(r"[\s,]+", content) if pair] or [""]
+    return text.split(",")

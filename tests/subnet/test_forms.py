@@ -264,7 +264,7 @@ def test_all_pairs_come_from_one_opening_of_the_checkpoint(
 ) -> None:
     opened: list[Path] = []
     original = Checkpoint.open
-    monkeypatch.setattr(Checkpoint, "open", lambda path: opened.append(path) or original(path))
+    monkeypatch.setattr(Checkpoint, "open", lambda path, name: opened.append(path) or original(path, name))
     extract(corpus, full, tmp_path, "all")
     assert {path.name for path in tmp_path.iterdir()} == set(PAIRS)
     assert opened == [full]

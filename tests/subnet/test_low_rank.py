@@ -133,7 +133,7 @@ def test_a_direction_that_was_not_trained_folds_where_both_languages_were_traine
     extract(corpus, path, tmp_path, "en-fr")
     with pytest.raises(SystemExit):
         extract(corpus, path, tmp_path, "fr-en")
-    assert "no low-rank matrices for the source fr; it was trained on en-de,de-fr" in capsys.readouterr().err
+    assert "no low-rank matrices for the source fr; it was trained on en-de, de-fr" in capsys.readouterr().err
 
 
 def test_a_union_without_experts_is_refused(
