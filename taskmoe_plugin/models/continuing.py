@@ -162,10 +162,9 @@ def _check_tasks(args: Namespace, trained: Namespace, own: StackConfig, before: 
                     f"it in {groups[pair]}; give the same groups"
                 )
     if own.table.names != before.table.names or not torch.equal(own.table.lookup, before.table.lookup):
-        pairs, known = (each.taskmoe_lang_pairs.split(",") for each in (args, trained))
-        new, missing = (list(dict.fromkeys(each)) for each in (set(pairs) - set(known), set(known) - set(pairs)))
-        what = [f"without {listed(sorted(new))}"] if new else []
-        what += [f"with {listed(sorted(missing))}"] if missing else []
+        given, known = (set(each.taskmoe_lang_pairs.split(",")) for each in (args, trained))
+        differences = {"without": given - known, "with": known - given}
+        what = [f"{word} {listed(sorted(each))}" for word, each in differences.items() if each]
         raise UsageError(
             f"--lang-pairs: {name} was trained {' and '.join(what) or 'with the same in another order'}, and the "
             f"{own.stack}'s gates know its tasks by their order; give the same pairs"

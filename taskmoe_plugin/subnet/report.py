@@ -69,16 +69,8 @@ def table(rows: Iterable[Row]) -> str:
         ratio = row.full.parameters / row.subnet.parameters
         counts = [f"{size.parameters:,}" for size in (row.subnet, row.full)]
         sizes = [readable(size.bytes) for size in (row.subnet, row.full)]
-        cells.append(
-            (
-                row.name,
-                row.form,
-                *counts,
-                f"{ratio:.1f}",
-                *sizes,
-                "kept" if row.seconds is None else f"{row.seconds:.1f}",
-            )
-        )
+        seconds = "kept" if row.seconds is None else f"{row.seconds:.1f}"
+        cells.append((row.name, row.form, *counts, f"{ratio:.1f}", *sizes, seconds))
     widths = [max(map(len, column)) for column in zip(*cells)]
     notes = [f"{pair} verified: {note}" for row in rows for pair, note in row.verified.items()]
     return "\n".join([*(_line(line, widths) for line in cells), *notes])
